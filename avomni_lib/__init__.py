@@ -2,16 +2,6 @@
 
 Data flows down this list; a module imports only from those above it.
 
-params       reading and validation of params files
-section      base class of the sections of a params file: how values are converted
-lerobot_section  the section about data sets in LeRobot's layout
-sections     every parameter: type, bounds, default, meaning
-sections_online  parameters for using a trained model: live cameras, driving
-params_yaml  strict reading of params files and of `--set`
-params_earlier  parameters by the names that earlier versions used
-params_cell  a notebook's parameters cell
-grids        the rig's cameras by name, and the grids that a params file may name
-own_code     objects in user code that a params file names
 errors       the one error type
 files        atomic writes, hashes, locks, free disk space
 hardware     this machine, the optimizers that can train here, and the choices that follow
@@ -19,6 +9,7 @@ plan         what a stage reports before it starts, and its progress bar
 cli          the commands of `avomni`: arguments, action, output
 cli_examples  examples for the commands' help
 workers      jobs in worker processes that may die or hang
+params/      what a params file may say, and how it is read
 dataset/     what a clip is and where it lives
 etl/         clips to memmaps
 training/    windows to batches to a model

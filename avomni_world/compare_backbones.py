@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib import files, sections
+from avomni_lib import files
 from avomni_lib.dataset import cameras
+from avomni_lib.params import sections
 from avomni_lib.training.backbones import Video
 from avomni_lib.training.targets import target
 from avomni_world.tiny_base.drives import HELD_OUT_SEED, HOME, SAMPLE_HZ, TILE, Drive, Drives

@@ -5,7 +5,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from avomni_lib import files, sections
+from avomni_lib import files
+from avomni_lib.params import sections
 from avomni_world import compare_backbones as compare
 from avomni_world.tiny_base import drives as tiny_drives
 

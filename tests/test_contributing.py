@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from avomni_lib import files, sections
+from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.own.pack import pack
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import metrics, scores
-from avomni_lib.params import Params
+from avomni_lib.params import Params, sections
 from avomni_lib.training import backbones, targets
 from avomni_lib.training.backbones import Video
 from avomni_lib.training.backbones.shared import decoder

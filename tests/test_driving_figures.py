@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib import own_code
 from avomni_lib.driving import geometry, ladder, policies
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import driven
@@ -19,6 +18,7 @@ from avomni_lib.driving.terms import COLUMNS, Contact, Seen, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import baselines
+from avomni_lib.params import user_code
 from avomni_lib.training.model import generate
 from avomni_lib.training.targets import Said, target
 from avomni_lib.training.targets.future import FUTURE_V1
@@ -772,7 +772,7 @@ NOTHING = 3
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     (tmp_path / "my_policies.py").write_text(MINE)
-    monkeypatch.setenv(own_code.FOLDERS, str(tmp_path))
+    monkeypatch.setenv(user_code.FOLDERS, str(tmp_path))
     return lambda name: policies.policy(f"my_policies:{name}", p_of(), no_answerer)
 
 

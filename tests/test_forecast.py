@@ -15,8 +15,8 @@ from avomni_lib import files
 from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.run import build, forecast
 from avomni_lib.params import Params
+from avomni_lib.params.sections import ProcessingParams
 from avomni_lib.plan import gigabytes
-from avomni_lib.sections import ProcessingParams
 from avomni_lib.training.prompt import tokens
 from tests import cached_run
 

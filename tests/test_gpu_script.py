@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from avomni_lib import files, sections
+from avomni_lib import files
+from avomni_lib.params import sections
 from avomni_lib.training.backbones import Video, backbone, family
 from tests.gpu import base, measure, timeline
 from tests.gpu.subject import Subject

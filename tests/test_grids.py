@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avomni_lib import grids
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import required_features
 from avomni_lib.errors import AvomniError
@@ -16,7 +15,7 @@ from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.tiles.choice import Choice
 from avomni_lib.notebook.tiles.preview import Place, Preview
 from avomni_lib.notebook.tiles.widgets import TilePreview
-from avomni_lib.params import Params
+from avomni_lib.params import Params, grids
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import model_input
 from avomni_lib.training.prompt import conversation, samples, tokens

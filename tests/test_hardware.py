@@ -5,7 +5,7 @@ import pytest
 
 from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
-from avomni_lib.sections import TrainingParams
+from avomni_lib.params.sections import TrainingParams
 
 
 def test_no_torch_is_loaded_to_say_what_machine_this_is():

@@ -14,7 +14,7 @@ PACKAGE = files.PROJECT_ROOT / "avomni_lib"
 WORLD = files.PROJECT_ROOT / "avomni_world"
 MODULES = sorted([*PACKAGE.rglob("*.py"), *WORLD.rglob("*.py")])
 # The rooms in the order in which data flows; `""` is the package's own top level.
-ROOMS = ["", "dataset", "etl", "training", "evaluation", "live", "driving", "notebook"]
+ROOMS = ["", "params", "dataset", "etl", "training", "evaluation", "live", "driving", "notebook"]
 # Where `dataset.source: world` is opened: the only modules that import the world.
 WORLD_USERS = {"avomni_lib/notebook/run/runs.py", "avomni_lib/driving/drive.py"}
 DOORS = {

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avomni_lib import own_code
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.catalog import Catalog
@@ -25,7 +24,7 @@ from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run import build
 from avomni_lib.etl.video import reader
 from avomni_lib.notebook.run import runs
-from avomni_lib.params import CONFIDENTIAL, NOT_ANONYMISED, Params
+from avomni_lib.params import CONFIDENTIAL, NOT_ANONYMISED, Params, user_code
 from avomni_lib.training.forecast import estimate
 from tests import lerobot_set, local_hub
 from tests.lerobot_set import LENGTH, Episode
@@ -351,7 +350,7 @@ def test_a_profile_of_your_own_is_named_by_module_and_attribute(written, tmp_pat
     values = lerobot_set.values(tmp_path, written)
     values["dataset"]["lerobot"]["profile"] = "my_profile:ONE"
     values["vision"] = {"cameras": [["camera_front_wide_120fov"]]}
-    own_code.look_in(tmp_path)
+    user_code.look_in(tmp_path)
     p = Params.from_values(values)
     assert {state for state, _ in states(p).values()} == {"sound"}
     download.fetch(p, None)

@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from avomni_lib import files, own_code
+from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.etl.run import build
 from avomni_lib.evaluation import metrics
-from avomni_lib.params import Params
-from avomni_lib.sections import TARGETS as NAMES
+from avomni_lib.params import Params, user_code
+from avomni_lib.params.sections import TARGETS as NAMES
 from avomni_lib.training.fit import job
 from avomni_lib.training.model import model_input
 from avomni_lib.training.prompt import tokens
@@ -43,7 +43,7 @@ MADE, GRID, TEXT = Kmh(), [["camera_front_wide_120fov", None]], "4-cam:4"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(own_code.FOLDERS, "")
+    monkeypatch.setenv(user_code.FOLDERS, "")
     write(tmp_path, SOURCE)
     return tmp_path
 

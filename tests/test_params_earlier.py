@@ -2,11 +2,10 @@
 
 import pytest
 
-from avomni_lib import grids
 from avomni_lib.dataset.catalog import INDEX_FILE
 from avomni_lib.errors import AvomniError
-from avomni_lib.params import Params
-from avomni_lib.params_earlier import INDEX_FILE as EARLIER_INDEX
+from avomni_lib.params import Params, grids
+from avomni_lib.params.earlier_keys import INDEX_FILE as EARLIER_INDEX
 
 FOUR, SEVEN = (
     [name for row in grids.PRESETS[preset] for name in row if name] for preset in ("4-cam", "7-cam")

@@ -15,12 +15,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib import files, params_cell
+from avomni_lib import files
 from avomni_lib.__main__ import main
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.run import runs
-from avomni_lib.params import Params
+from avomni_lib.params import Params, notebook_cell
 from tests.notebooks.small_run import environment
 
 PARAMS = files.PROJECT_ROOT / "params"
@@ -171,7 +171,7 @@ def test_each_key_that_a_cell_shows_can_be_changed_alone_over_any_file(notebook:
     named |= {"seconds": 8.0, "traffic": "replay", "events": ["cut_in"], "smoothing": 0.25}
     named |= {"server": "http://127.0.0.1:8000/v1"}
     names = opened(notebook)
-    for name in params_cell.shown(names):
+    for name in notebook_cell.shown(names):
         section, key = name.split(".")
         shown = names[section][key]
         value = named[key] if key in named else other[type(shown)](shown)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.sections import Reporter
+from avomni_lib.params.sections import Reporter
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.feed import loader
 from avomni_lib.training.fit import checkpoints, worker

@@ -22,8 +22,8 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
+from avomni_lib.params.sections import VisionParams
 from avomni_lib.plan import Bar
-from avomni_lib.sections import VisionParams
 from avomni_world.publish import layout
 from avomni_world.publish.dataset import (
     expected_bytes,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avomni_lib import grids, own_code
 from avomni_lib.errors import AvomniError
+from avomni_lib.params import grids, user_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +107,12 @@ def grid(value: str | grids.Rows) -> Grid:
     Raises:
         AvomniError: there is no such grid, or the module that it is named in cannot be imported.
     """
-    is_own = isinstance(value, str) and own_code.is_reference(value)
-    named = own_code.load(str(value), "vision.cameras") if is_own else value
+    is_own = isinstance(value, str) and user_code.is_reference(value)
+    named = user_code.load(str(value), "vision.cameras") if is_own else value
     try:
         known = grids.checked(named)
     except ValueError as error:
         raise AvomniError(str(error), where=f"vision.cameras: {value!r}") from None
-    if own_code.is_reference(known):
+    if user_code.is_reference(known):
         raise AvomniError(f"{value} names another name: {known!r}", where="vision.cameras")
     return GRIDS[known] if isinstance(known, str) else Grid.of_rows(known)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from avomni_lib import files, own_code
+from avomni_lib import files
 from avomni_lib.dataset.cameras import grid
 from avomni_lib.driving import ladder
 from avomni_lib.driving.episode import Episode
@@ -30,7 +30,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation.scores import MODEL
 from avomni_lib.live.answerer import Answerer, adapter_folder
-from avomni_lib.params import Params
+from avomni_lib.params import Params, user_code
 from avomni_lib.plan import Bar, Plan
 
 if TYPE_CHECKING:
@@ -325,8 +325,8 @@ def _recipe(p: Params, name: str) -> dict[str, Any]:
         "world": [world.town, world.width, world.height, CLIP_SECONDS],
         "driving": [asked.seconds, asked.traffic, list(asked.events), p.run.seed],
     }
-    if own_code.is_reference(name):
-        recipe["code"] = own_code.find(name, "driving.policies").sha256
+    if user_code.is_reference(name):
+        recipe["code"] = user_code.find(name, "driving.policies").sha256
     if name in MODEL_POLICIES:
         weights = sorted(adapter_folder(p).glob("*.safetensors"))
         recipe["adapter"] = [files.sha256_once(path) for path in weights]

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import av
 import numpy as np
 
-from avomni_lib import own_code
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError, pick
 from avomni_lib.etl.clip.trajectory import HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.evaluation import baselines
 from avomni_lib.evaluation.scores import MODEL, parts_of
 from avomni_lib.live.ticks import Ready, Sliding, Tick
-from avomni_lib.params import Params
+from avomni_lib.params import Params, user_code
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import TARGETS, target_of
 from avomni_lib.training.targets.future import (
@@ -415,13 +414,13 @@ class Own:
 
 
 def own(reference: str) -> Own:
-    """The policy `module:attribute`, imported as `own_code` finds it.
+    """The policy `module:attribute`, imported as `user_code` finds it.
 
     Raises:
         AvomniError: it cannot be imported, or is nothing that can be called.
     """
-    path = own_code.find(reference, WHERE).path
-    made = own_code.load(reference, WHERE)
+    path = user_code.find(reference, WHERE).path
+    made = user_code.load(reference, WHERE)
     if not callable(made):
         raise AvomniError(
             f"{reference} is no policy: a {type(made).__name__} cannot be called",
@@ -432,9 +431,9 @@ def own(reference: str) -> Own:
     def call() -> Callable[[Observation], Any]:
         each = made
         if isinstance(made, type):
-            with own_code.in_words(path, WHERE, f"{reference}()"):
+            with user_code.in_words(path, WHERE, f"{reference}()"):
                 each = made()
-        return own_code.guarded(each, path, WHERE, reference)
+        return user_code.guarded(each, path, WHERE, reference)
 
     return Own(reference, call)
 
@@ -448,7 +447,7 @@ def policy(name: str, p: Params, answerer: Callable[[], Answerer]) -> Policy:
     Raises:
         AvomniError: there is none of this name, or it cannot drive this run.
     """
-    if own_code.is_reference(name):
+    if user_code.is_reference(name):
         return own(name)
 
     def model() -> ModelPolicy:

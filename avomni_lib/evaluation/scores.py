@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from avomni_lib import own_code
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap, trajectories
+from avomni_lib.params import user_code
 from avomni_lib.training.targets import Said, coc, target
 from avomni_lib.training.targets.form import bare
 
@@ -109,7 +109,7 @@ def metric(name: str) -> Metric:
 
 def parts_of(name: str) -> tuple[str, ...]:
     """The parts of a target's answer; a user's own target has only `numbers`."""
-    return ("numbers",) if own_code.is_reference(name) else PARTS[name]
+    return ("numbers",) if user_code.is_reference(name) else PARTS[name]
 
 
 class Scores:

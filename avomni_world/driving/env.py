@@ -17,12 +17,12 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from avomni_lib import grids
 from avomni_lib.dataset import cameras as rig
 from avomni_lib.driving.episode import Episode
 from avomni_lib.errors import AvomniError, pick
 from avomni_lib.etl.clip import tiling
 from avomni_lib.etl.clip.trajectory import HISTORY_STEPS
+from avomni_lib.params import grids
 from avomni_world.driving import vehicle
 from avomni_world.driving.events import EVENTS, STEP_S
 from avomni_world.driving.traffic import KINDS, Traffic

@@ -23,8 +23,8 @@ from avomni_lib.dataset.own import layout as packed
 from avomni_lib.dataset.select.forecast import world_clip_bytes, world_splits
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
+from avomni_lib.params.sections import WorldParams
 from avomni_lib.plan import Bar
-from avomni_lib.sections import WorldParams
 from avomni_world.publish import layout, recording
 from avomni_world.publish.circumstances import has_event
 from avomni_world.publish.layout import WorldClip

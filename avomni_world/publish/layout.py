@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from avomni_lib.dataset import calibration, cameras
 from avomni_lib.dataset.own import layout as packed
-from avomni_lib.sections import WorldParams
+from avomni_lib.params.sections import WorldParams
 from avomni_world.publish import tables
 from avomni_world.publish.circumstances import circumstances
 

@@ -31,7 +31,8 @@ from typing import Any
 
 import torch
 
-from avomni_lib import files, hardware, sections
+from avomni_lib import files, hardware
+from avomni_lib.params import sections
 from avomni_lib.training.backbones import family
 from tests.gpu.subject import QWEN3_VL, Subject
 from tests.gpu.trainings import CASES, clear_memory, plain, run

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from avomni_lib import own_code
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.lerobot import motion
 from avomni_lib.dataset.lerobot.motion import Motion
 from avomni_lib.errors import AvomniError
+from avomni_lib.params import user_code
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def profile_of(name: str) -> Profile:
         AvomniError: its module cannot be imported, or the attribute is no `Profile`.
     """
     where = "dataset.lerobot.profile"
-    profile = BUILT_IN[name] if name in BUILT_IN else own_code.load(name, where)
+    profile = BUILT_IN[name] if name in BUILT_IN else user_code.load(name, where)
     if not isinstance(profile, Profile):
         kind = type(profile).__name__
         raise AvomniError(f"{name} is of type {kind}, expected a Profile", where=where)

@@ -32,7 +32,7 @@ from avomni_lib.dataset.own import summary as own_summary
 from avomni_lib.dataset.own.arguments import Argument, Mistakes
 from avomni_lib.dataset.own.summary import ClipSummary, Packed
 from avomni_lib.errors import AvomniError
-from avomni_lib.sections import ProcessingParams
+from avomni_lib.params.sections import ProcessingParams
 
 CLIPS_PER_CHUNK = 100
 # If all cameras share less than this part of the shortest one, their clocks differ.

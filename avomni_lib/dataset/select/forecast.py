@@ -16,7 +16,7 @@ from avomni_lib.dataset.catalog import (
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.lerobot.profile import Published, profile_of
 from avomni_lib.params import Params
-from avomni_lib.sections import WorldParams
+from avomni_lib.params.sections import WorldParams
 
 # MB (1e6) of each feature in chunk 0 of nvidia/PhysicalAI-Autonomous-Vehicles, from the hub's
 # listing of July 2026; other chunks differ by tens of per cent.

@@ -15,7 +15,7 @@ from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache
 from avomni_lib.etl.clip import scene, trajectory
 from avomni_lib.etl.clip.scene import Scene
 from avomni_lib.etl.clip.trajectory import Trajectory
-from avomni_lib.sections import ProcessingParams
+from avomni_lib.params.sections import ProcessingParams
 
 DISTANCE = EGOMOTION_COLUMNS.index("distance_m")
 

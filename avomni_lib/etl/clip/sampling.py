@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib import grids
 from avomni_lib.dataset import calibration, cameras, checks, findings
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.limits import HISTORY_S
@@ -18,6 +17,7 @@ from avomni_lib.etl.clip import obstacles, prints, tiling
 from avomni_lib.etl.clip.egomotion import Egomotion
 from avomni_lib.etl.video import reader, stream
 from avomni_lib.etl.video.stream import Stream
+from avomni_lib.params import grids
 
 TRACK_HZ = 10
 LEAST_SHARE = 0.5  # shift the wanted times only if this share of the frames become key frames

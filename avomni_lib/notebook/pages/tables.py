@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from avomni_lib import params_cell
-from avomni_lib.params import EXTENDS, Params
+from avomni_lib.params import EXTENDS, Params, notebook_cell
 from avomni_lib.plan import gigabytes, minutes
 from avomni_lib.training.model import model_input
 
@@ -25,11 +24,11 @@ def parameters(p: Params, names: Mapping[str, Any]) -> pd.DataFrame:
         p: From `Params.from_notebook`.
         names: The notebook's `globals()`.
     """
-    keys = params_cell.shown(names)
+    keys = notebook_cell.shown(names)
     values = model_input.flat(p.values())
-    injected = model_input.flat(params_cell.injected(names))
+    injected = model_input.flat(notebook_cell.injected(names))
     cell = {name: names[name] for name in Params.model_fields if name in names}
-    changed = model_input.flat(params_cell.changed(cell, Params().values()))
+    changed = model_input.flat(notebook_cell.changed(cell, Params().values()))
     sources = [
         "papermill" if key in injected else "this notebook" if key in changed else names[EXTENDS]
         for key in keys

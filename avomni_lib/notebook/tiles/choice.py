@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from avomni_lib import files, grids
+from avomni_lib import files
 from avomni_lib.dataset.cameras import BY_NAME, GRIDS, OWN, Grid, grid
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import engines, forecast
 from avomni_lib.etl.run.forecast import Video
 from avomni_lib.etl.video import reader as video
-from avomni_lib.params import Params
+from avomni_lib.params import Params, grids
 from avomni_lib.plan import Plan, gigabytes, minutes
 from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate

@@ -12,7 +12,7 @@ from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.params import Params
-from avomni_lib.sections import PastParams
+from avomni_lib.params.sections import PastParams
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.prompt import past, samples, tokens
 from avomni_lib.training.prompt.conversation import videos_of

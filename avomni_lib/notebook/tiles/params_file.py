@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from avomni_lib import files, params_yaml
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.tiles.choice import KEYS, Choice
-from avomni_lib.params import Params
+from avomni_lib.params import Params, yaml_file
 
 FIRST_LINE = "# What 04_tiles chose, to be laid over the run's own params file:"
 
@@ -42,7 +42,7 @@ def text_of(path: Path, p: Params, choice: Choice) -> str:
             fix="name a file that is not there yet: it is laid over your own with "
             "`run YOURS.yaml THIS.yaml`",
         )
-    stated = params_yaml.parse(text, str(path))
+    stated = yaml_file.parse(text, str(path))
     before, after = p.values(*KEYS), choice.laid_over(p).values(*KEYS)
     lines = [FIRST_LINE, f"#   python -m avomni_lib run PARAMS.yaml {shown(path)}"]
     for section, keys in KEYS.items():

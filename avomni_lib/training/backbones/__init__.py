@@ -16,10 +16,9 @@ import importlib
 import inspect
 from typing import Any, cast
 
-from avomni_lib import sections
 from avomni_lib.errors import AvomniError, pick
 from avomni_lib.hardware import Choice
-from avomni_lib.params import Params
+from avomni_lib.params import Params, sections
 from avomni_lib.training.backbones.shared.base import Backbone, Video, refuse_other_model
 
 __all__ = ["Backbone", "Video", "backbone", "family", "in_4bit"]

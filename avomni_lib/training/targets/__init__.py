@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from avomni_lib import own_code
 from avomni_lib.errors import pick
-from avomni_lib.params import Params
+from avomni_lib.params import Params, user_code
 from avomni_lib.training.targets.coc import COC_V1
 from avomni_lib.training.targets.form import Said, Target
 from avomni_lib.training.targets.full import FULL_V1
@@ -37,7 +36,7 @@ def target(name: str) -> Target:
     Raises:
         AvomniError: there is none, or the user's own cannot be imported or is no target.
     """
-    if own_code.is_reference(name):
+    if user_code.is_reference(name):
         return own_target(name)
     return pick(TARGETS, name, "target", "training.target")
 

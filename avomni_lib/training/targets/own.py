@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib import own_code
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.etl.clip.scene import Other, Scene
 from avomni_lib.etl.clip.trajectory import FUTURE_S, STEP_S, Trajectory
+from avomni_lib.params import user_code
 from avomni_lib.training.targets.form import Said, Target, bare
 
 WHERE = "training.target"
@@ -42,8 +42,8 @@ def own_target(reference: str) -> Target:
     Raises:
         AvomniError: it cannot be imported, lacks a part, or cannot read its own answer.
     """
-    path = own_code.find(reference, WHERE).path
-    made = own_code.load(reference, WHERE)
+    path = user_code.find(reference, WHERE).path
+    made = user_code.load(reference, WHERE)
 
     def refuse(what: str) -> AvomniError:
         return AvomniError(
@@ -54,7 +54,7 @@ def own_target(reference: str) -> Target:
         )
 
     if isinstance(made, type):
-        with own_code.in_words(path, WHERE, f"{reference}()"):
+        with user_code.in_words(path, WHERE, f"{reference}()"):
             made = made()
     question, pattern = (getattr(made, name, None) for name in ("question", "pattern"))
     for name, text in (("question", question), ("pattern", pattern)):
@@ -79,7 +79,7 @@ def own_target(reference: str) -> Target:
     if history_ends not in ("first", "last"):
         raise refuse(f"its history_ends is {history_ends!r}, it is 'first' or 'last'")
     numbers, write = (
-        own_code.guarded(getattr(made, name), path, WHERE, f"{name} of {reference}")
+        user_code.guarded(getattr(made, name), path, WHERE, f"{name} of {reference}")
         for name in ("numbers", "write")
     )
     target = Target(
@@ -101,9 +101,9 @@ def own_target(reference: str) -> Target:
     return target
 
 
-def source_of(target: Target) -> own_code.Source | None:
+def source_of(target: Target) -> user_code.Source | None:
     """The source of a user's own target; None for a built-in one."""
-    return own_code.find(target.name, WHERE) if own_code.is_reference(target.name) else None
+    return user_code.find(target.name, WHERE) if user_code.is_reference(target.name) else None
 
 
 def usual_truth() -> Truth:

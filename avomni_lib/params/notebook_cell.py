@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from avomni_lib import params_yaml
+from avomni_lib.params import yaml_file
 
 # The first line of papermill's injected cell, and the names that papermill itself may add there.
 INJECTED, BUILT_IN = "# Parameters\n", {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
@@ -101,7 +101,7 @@ def injected(names: Mapping[str, Any]) -> dict[str, Any]:
                 value = value[key]
             for key in reversed(path):
                 value = {key: value}
-            values = params_yaml.merge(values, value)
+            values = yaml_file.merge(values, value)
     return values
 
 
@@ -146,13 +146,13 @@ def _given(words: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
             decoded = base64.b64decode(text).decode()
         except (binascii.Error, UnicodeDecodeError):
             continue
-        merged = params_yaml.merge(merged, params_yaml.parse(decoded, "papermill -b"))
+        merged = yaml_file.merge(merged, yaml_file.parse(decoded, "papermill -b"))
     for name in options.files:
         paths = [folder / name for folder in folders]
         if path := next((path for path in paths if path.is_file()), None):
-            merged = params_yaml.merge(merged, params_yaml.read(path))
+            merged = yaml_file.merge(merged, yaml_file.read(path))
     for text in options.texts:
-        merged = params_yaml.merge(merged, params_yaml.parse(text, f"papermill -y {text!r}"))
+        merged = yaml_file.merge(merged, yaml_file.parse(text, f"papermill -y {text!r}"))
     return merged
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from avomni_lib import own_code
-from avomni_lib.section import Section
-from avomni_lib.sections import PathText, Positive, PositiveFloat, ServerText
+from avomni_lib.params import user_code
+from avomni_lib.params.section import Section
+from avomni_lib.params.sections import PathText, Positive, PositiveFloat, ServerText
 
 # The built-in policies; `module:attribute` names one in user code.
 # fmt: off
@@ -102,4 +102,4 @@ class DrivingParams(Section):
     @field_validator("policies")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(own_code.need_known(name, POLICIES) for name in value)
+        return tuple(user_code.need_known(name, POLICIES) for name in value)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from avomni_lib import grids
+from avomni_lib.params import grids
 
 INDEX_FILE = "clip_index.parquet"  # at the root of the data set
 MOVED = {

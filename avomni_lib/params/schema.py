@@ -17,11 +17,13 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from avomni_lib import files, own_code, params_cell, params_earlier, params_yaml
+from avomni_lib import files
 from avomni_lib.errors import AvomniError, without_passwords
-from avomni_lib.lerobot_section import FREE
-from avomni_lib.section import Section
-from avomni_lib.sections import (
+from avomni_lib.params import earlier_keys, notebook_cell, user_code, yaml_file
+from avomni_lib.params.lerobot import FREE
+from avomni_lib.params.online import DrivingParams, LiveParams
+from avomni_lib.params.section import Section
+from avomni_lib.params.sections import (
     DatasetParams,
     DownloadParams,
     EvaluationParams,
@@ -33,7 +35,6 @@ from avomni_lib.sections import (
     VisionParams,
     WorldParams,
 )
-from avomni_lib.sections_online import DrivingParams, LiveParams
 
 EXTENDS, DEMO_FILE = "extends", "params/demo.yaml"
 
@@ -112,8 +113,8 @@ class Params(Section):
             AvomniError: all mistakes at once, by the names of their keys; the file that the values
                 extend cannot be read.
         """
-        complete = _complete(params_earlier.renamed(values), source)
-        complete = params_earlier.renamed(complete)  # keys that agree with the file below
+        complete = _complete(earlier_keys.renamed(values), source)
+        complete = earlier_keys.renamed(complete)  # keys that agree with the file below
         try:
             return cls.model_validate(complete)
         except ValidationError as error:
@@ -127,9 +128,9 @@ class Params(Section):
             AvomniError: as `from_values`; a file or a change cannot be read.
         """
         for path in reversed(paths):
-            own_code.look_in(Path(path).parent)
+            user_code.look_in(Path(path).parent)
         merged, source = _merged(paths), " + ".join(str(path) for path in paths)
-        merged = params_yaml.merge(merged, params_yaml.parse_changes(changes))
+        merged = yaml_file.merge(merged, yaml_file.parse_changes(changes))
         return cls.from_values(merged, source or "--set")
 
     @classmethod
@@ -146,15 +147,15 @@ class Params(Section):
             AvomniError: as `from_values`; papermill was given a file that `run` would refuse, or
                 dropped keys because a section was named in several of its options.
         """
-        own_code.look_in(Path.cwd())
-        params_cell.read_plainly()
+        user_code.look_in(Path.cwd())
+        notebook_cell.read_plainly()
         cell = {name: names[name] for name in (EXTENDS, *cls.model_fields) if name in names}
-        injected = params_cell.injected(names)
-        values = params_yaml.merge(params_cell.changed(cell, cls().values()), injected)
+        injected = notebook_cell.injected(names)
+        values = yaml_file.merge(notebook_cell.changed(cell, cls().values()), injected)
         p = cls.from_values(values, source="the notebook's parameters")
         if injected:
-            given = params_cell.command_line()
-            whole = cls.from_values(params_yaml.merge(given, values), "papermill's parameters")
+            given = notebook_cell.command_line()
+            whole = cls.from_values(yaml_file.merge(given, values), "papermill's parameters")
             actual, expected = (_keys_of_values(params.values()) for params in (p, whole))
             if lost := [name for name in actual if actual[name] != expected[name]]:
                 raise AvomniError(
@@ -231,18 +232,18 @@ class Params(Section):
         return self.model_copy(update={"download": self.download.model_copy(update=few)})
 
     @property
-    def own_code(self) -> dict[str, str]:
+    def user_code(self) -> dict[str, str]:
         """Parameters that name an object in user code, as `module:attribute`."""
         named = {"training.target": self.training.target, "vision.cameras": self.vision.cameras}
         named |= {f"driving.policies[{n}]": name for n, name in enumerate(self.driving.policies)}
-        return {name: value for name, value in named.items() if own_code.is_reference(value)}
+        return {name: value for name, value in named.items() if user_code.is_reference(value)}
 
     def code_rows(self) -> list[tuple[str, str, str]]:
         """Rows of a plan that list the user code the run will execute; none of it is run here."""
         return [
             (key, source.reference, f"{source.path}, sha256 {source.sha256[:12]}…")
-            for key, value in self.own_code.items()
-            for source in [own_code.find(value, key)]
+            for key, value in self.user_code.items()
+            for source in [user_code.find(value, key)]
         ]
 
     def values(self, *names: str) -> dict[str, Any]:
@@ -261,9 +262,9 @@ class Params(Section):
             for part in name.split("."):
                 value = value[part]
             picked[name] = value
-        for key, value in self.own_code.items():
+        for key, value in self.user_code.items():
             if key in names or key.partition(".")[0] in names:
-                picked[f"source of {key}"] = own_code.find(value, key).sha256
+                picked[f"source of {key}"] = user_code.find(value, key).sha256
         return picked
 
     def complete(self) -> dict[str, Any]:
@@ -291,7 +292,7 @@ def left_out(paths: Sequence[str | Path]) -> str | None:
 def _merged(paths: Sequence[str | Path]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path in paths:
-        merged = params_yaml.merge(merged, params_yaml.read(Path(path)))
+        merged = yaml_file.merge(merged, yaml_file.read(Path(path)))
     return merged
 
 
@@ -324,9 +325,9 @@ def _complete(
             where=source,
             fix=f"let one of them extend {DEMO_FILE}",
         )
-    own_code.look_in(path.parent)
-    below = _complete(params_yaml.read(path), str(path), path, (*seen, path))
-    return params_yaml.merge(below, values_set)
+    user_code.look_in(path.parent)
+    below = _complete(yaml_file.read(path), str(path), path, (*seen, path))
+    return yaml_file.merge(below, values_set)
 
 
 def _keys_of_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -375,7 +376,7 @@ def _all_mistakes(error: ValidationError, source: str, values: Mapping[str, Any]
     for mistake in error.errors():
         name = ".".join(str(part) for part in mistake["loc"])
         if mistake["type"] == "extra_forbidden":
-            earlier = params_earlier.mistake(name, values)
+            earlier = earlier_keys.mistake(name, values)
             lines.append(earlier or f"{name}: unknown parameter; {_nearest(name)}")
         elif mistake["type"] == "value_error" and not name:
             lines += str(mistake["ctx"]["error"]).splitlines()

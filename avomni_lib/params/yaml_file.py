@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from avomni_lib import files, params_earlier
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
+from avomni_lib.params import earlier_keys
 
 PARAMS_DIR = files.PROJECT_ROOT / "params"
 MAX_CHARACTERS = 1_000_000
@@ -141,7 +142,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
             what = f"{section} stands twice, as a section and as {name}"
             raise AvomniError(what, where=where, fix=f"write the key below {section}")
         nested = merge(nested, _below(name.split("."), values[name]))
-    return params_earlier.renamed(nested)
+    return earlier_keys.renamed(nested)
 
 
 def _below(names: Sequence[str], value: Any) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
             raise AvomniError(what, fix="keep one")
         before[dotted] = change
         merged = merge(merged, _below(parts, _value(text.strip(), f"--set {change!r}")))
-    return params_earlier.renamed(merged)
+    return earlier_keys.renamed(merged)
 
 
 def _value(text: str, where: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from avomni_lib import own_code
+from avomni_lib.params import user_code
 
 Rows = tuple[tuple[str | None, ...], ...]
 
@@ -45,7 +45,7 @@ def checked(value: Any) -> str | Rows:
         ValueError: the value is none of these; the message lists all mistakes.
     """
     if isinstance(value, str):
-        if value not in PRESETS and not own_code.is_reference(value):
+        if value not in PRESETS and not user_code.is_reference(value):
             raise ValueError(
                 f"there is no grid {value!r}: write {', '.join(PRESETS)}, rows of camera names as "
                 "[[camera_front_wide_120fov, null], …], or module:attribute of such rows"

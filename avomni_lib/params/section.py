@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from avomni_lib import grids
+from avomni_lib.params import grids
 
 SMALLEST, LARGEST = 1e-12, 1e12  # except 0
 LONGEST_TEXT = 1000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from avomni_lib import own_code
-from avomni_lib.section import Section
+from avomni_lib.params import user_code
+from avomni_lib.params.section import Section
 
 PROFILES = ("l2d", "rig")  # built in
 # Profile -> owner on the hub whose data set is known to have a free licence (Apache-2.0).
@@ -29,4 +29,4 @@ class LeRobotParams(Section):
     @field_validator("profile")
     @classmethod
     def _names_a_profile(cls, name: str) -> str:
-        return own_code.need_known(name, PROFILES)
+        return user_code.need_known(name, PROFILES)

@@ -11,15 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from avomni_lib import grids, hardware, own_code
-from avomni_lib.lerobot_section import LeRobotParams
-from avomni_lib.section import ROWS, Section
+from avomni_lib import hardware
+from avomni_lib.params import grids, user_code
+from avomni_lib.params.lerobot import LeRobotParams
+from avomni_lib.params.section import ROWS, Section
 
 LONGEST_NAME = 200
 TARGETS = ("summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1")  # built in
 # Each module of that folder is a model family. They are listed by file name: importing them from
 # here would break the order of layers.
-_BACKBONES_DIR = Path(__file__).parent / "training" / "backbones"
+_BACKBONES_DIR = Path(__file__).parents[1] / "training" / "backbones"
 BACKBONES = tuple(sorted(path.stem for path in _BACKBONES_DIR.glob("[!_]*.py")))
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 
@@ -436,7 +437,7 @@ class TrainingParams(Section):
     @field_validator("target")
     @classmethod
     def _names_a_target(cls, name: str) -> str:
-        return own_code.need_known(name, TARGETS)
+        return user_code.need_known(name, TARGETS)
 
     @field_validator("optimizer")
     @classmethod
