@@ -14,10 +14,11 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import egomotion, trajectory
 from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.evaluation import baselines, trajectories
-from avomni_lib.evaluation.baselines import EgoMotion, Motion
-from avomni_lib.training.targets import Said, target
+from avomni_lib.evaluation.baselines import EgoMotion
+from avomni_lib.training.targets import Said, motion_models, target
 from avomni_lib.training.targets.future import FUTURE_V1
 from avomni_lib.training.targets.meta import META_V1
+from avomni_lib.training.targets.motion_models import Motion
 
 SUMMARY = target("summary_v1")
 DURATION_S = 7.5
@@ -92,17 +93,17 @@ def test_an_empty_training_split_is_refused():
 
 
 @pytest.mark.parametrize("speed", [0.0, 0.3, 13.9, -2.0])
-@pytest.mark.parametrize("model", baselines.MODELS.values(), ids=baselines.MODELS)
+@pytest.mark.parametrize("model", motion_models.MODELS.values(), ids=motion_models.MODELS)
 def test_both_are_exact_on_a_straight_line_at_constant_speed(model, speed):
     motion = model(straight(speed))
     after = straight(speed, t=FUTURE_S)
     for ends in ("first", "last"):
-        future = baselines.rolled(motion, 7.5, ends).future
+        future = motion_models.rolled(motion, 7.5, ends).future
         assert future.xy_m == pytest.approx(after.xy_m, abs=1e-9)
         assert future.yaw_rad == pytest.approx(0, abs=1e-9)
         assert future.speed_mps == pytest.approx(speed)
         assert future.t_s == pytest.approx(FUTURE_S)
-    window = baselines.rolled(motion, 7.5, "first")
+    window = motion_models.rolled(motion, 7.5, "first")
     assert window.path_m == pytest.approx(abs(speed) * 7.5)
     assert window.chord_m == pytest.approx(abs(speed) * 7.5)
     assert window.speed_mps == pytest.approx(abs(speed))
@@ -111,32 +112,32 @@ def test_both_are_exact_on_a_straight_line_at_constant_speed(model, speed):
 @pytest.mark.parametrize(("speed", "radius"), [(10.0, 40.0), (5.0, -12.0), (-2.0, 8.0), (30, 1e7)])
 def test_on_a_circle_ctra_is_exact_and_constant_velocity_off_by_the_closed_form(speed, radius):
     past, after = circle(speed, radius), circle(speed, radius, FUTURE_S)
-    turning = baselines.ctra(past)
+    turning = motion_models.ctra(past)
     assert turning.accel_mps2 == pytest.approx(0, abs=1e-9)
     assert turning.yaw_rate_radps == pytest.approx(speed / radius, abs=1e-12)
     for ends in ("first", "last"):
         # After the window too: a circle looks alike from everywhere on it.
-        future = baselines.rolled(turning, 7.5, ends).future
+        future = motion_models.rolled(turning, 7.5, ends).future
         assert future.xy_m == pytest.approx(after.xy_m, abs=1e-6)
         assert future.yaw_rad == pytest.approx(after.yaw_rad, abs=1e-9)
-    window = baselines.rolled(turning, 7.5, "first")
+    window = motion_models.rolled(turning, 7.5, "first")
     assert window.path_m == pytest.approx(abs(speed) * 7.5)
     assert window.chord_m == pytest.approx(abs(2 * radius * math.sin(speed * 7.5 / radius / 2)))
 
-    on = baselines.rolled(baselines.constant_velocity(past), 7.5, "last").future.xy_m
+    on = motion_models.rolled(motion_models.constant_velocity(past), 7.5, "last").future.xy_m
     turned = speed * FUTURE_S / radius
     apart = radius * np.hypot(turned - np.sin(turned), 1 - np.cos(turned))
     assert trajectories.distances(on, after.xy_m) == pytest.approx(np.abs(apart), abs=1e-6)
 
 
 def test_a_car_that_brakes_stops_and_stays():
-    motion = baselines.ctra(straight(6.0, -2.0))
+    motion = motion_models.ctra(straight(6.0, -2.0))
     assert motion.accel_mps2 == pytest.approx(-2.0)
-    future = baselines.rolled(motion, 1.5, "last").future
+    future = motion_models.rolled(motion, 1.5, "last").future
     t = np.minimum(FUTURE_S, 3.0)
     assert future.xy_m[:, 0] == pytest.approx(6 * t - t**2)
     assert (np.diff(future.xy_m[:, 0]) >= 0).all()
-    window = baselines.rolled(motion, 7.5, "first")
+    window = motion_models.rolled(motion, 7.5, "first")
     assert window.path_m == window.chord_m == pytest.approx(9.0)
     assert window.speed_mps == pytest.approx(9.0 / 7.5)
     assert window.future.speed_mps == 0
@@ -147,13 +148,13 @@ def test_a_car_that_brakes_stops_and_stays():
 def test_a_car_that_has_just_stopped_does_not_start_backwards(speed):
     t = PAST_S
     past = Trajectory(t, np.stack([-1.5 * t**2, 0 * t], -1), 0.1 * t, speed)
-    assert not baselines.ctra(past).trajectory().xy_m.any()
+    assert not motion_models.ctra(past).trajectory().xy_m.any()
 
 
 def test_a_car_that_starts_is_seen_to_speed_up_also_in_a_turn():
     driven = Motion(8.0, 1.5, 0.2)
     xy, yaw = driven.poses(PAST_S)
-    motion = baselines.ctra(Trajectory(PAST_S, xy, yaw, 8.0))
+    motion = motion_models.ctra(Trajectory(PAST_S, xy, yaw, 8.0))
     assert motion.accel_mps2 == pytest.approx(1.5, abs=1e-3)
     assert motion.yaw_rate_radps == pytest.approx(0.2)
 
@@ -161,7 +162,7 @@ def test_a_car_that_starts_is_seen_to_speed_up_also_in_a_turn():
 @pytest.mark.parametrize("num", [0, 1, 4])
 def test_with_too_few_poses_ctra_is_constant_velocity(num):
     past = circle(10.0, 30.0, PAST_S[len(PAST_S) - num :])
-    assert baselines.ctra(past) == baselines.constant_velocity(past) == Motion(10.0)
+    assert motion_models.ctra(past) == motion_models.constant_velocity(past) == Motion(10.0)
 
 
 # For any motion.
@@ -204,7 +205,7 @@ def test_to_go_on_later_is_to_have_gone_on_at_once(speed, accel, yaw_rate, pause
 
 @given(speeds, accels, yaw_rates, st.floats(0.5, 60))
 def test_what_is_rolled_out_of_any_motion_could_have_been_driven(speed, accel, yaw_rate, duration):
-    window = baselines.rolled(Motion(speed, accel, yaw_rate), duration, "first")
+    window = motion_models.rolled(Motion(speed, accel, yaw_rate), duration, "first")
     assert 0 <= window.chord_m <= window.path_m * (1 + 1e-9) + 1e-9
     assert window.speed_mps == pytest.approx(window.path_m / duration)
     both = speed, window.future.speed_mps
@@ -215,37 +216,37 @@ def test_what_is_rolled_out_of_any_motion_could_have_been_driven(speed, accel, y
 # As answers.
 
 
-@pytest.mark.parametrize("name", baselines.MODELS)
+@pytest.mark.parametrize("name", motion_models.MODELS)
 @pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1, META_V1], ids=lambda each: each.name)
 @pytest.mark.parametrize(
     "past", [straight(8.0), straight(6.0, -2.0), circle(9.0, 30.0), straight(-1.0), straight(0.0)]
 )
 def test_motion_answers_in_the_form_of_each_target_that_it_can_speak_for(name, form, past):
-    predicted = baselines.says(name, past, form, 7.5)
+    predicted = motion_models.predict(name, past, form, 7.5)
     assert form.parse(form.write(predicted)) is not None
 
 
 def test_the_summary_is_of_the_window_and_the_future_begins_after_it():
     past = straight(6.0, -2.0)
-    assert baselines.says("ctra", past, SUMMARY, 7.5).displacement_m == pytest.approx(9.0)
-    assert baselines.says("constant_velocity", past, SUMMARY, 7.5).speed_mps == 6.0
+    assert motion_models.predict("ctra", past, SUMMARY, 7.5).displacement_m == pytest.approx(9.0)
+    assert motion_models.predict("constant_velocity", past, SUMMARY, 7.5).speed_mps == 6.0
     # The past ends at the last frame here: the braking is still to come.
-    at_last = baselines.says("ctra", past, FUTURE_V1, 7.5).waypoints_m
+    at_last = motion_models.predict("ctra", past, FUTURE_V1, 7.5).waypoints_m
     assert at_last[-1] == pytest.approx((9.0, 0.0))
-    at_first = baselines.says("ctra", past, replace(FUTURE_V1, history_ends="first"), 7.5)
+    at_first = motion_models.predict("ctra", past, replace(FUTURE_V1, history_ends="first"), 7.5)
     assert at_first.waypoints_m[-1] == pytest.approx((0.0, 0.0))
 
 
 def test_a_window_that_is_over_is_not_predicted_from_what_came_after_its_start():
     later = replace(SUMMARY, history_ends="last")
-    assert baselines.says("ctra", straight(6.0), later, 7.5) == Said()
+    assert motion_models.predict("ctra", straight(6.0), later, 7.5) == Said()
 
 
 def test_motion_says_nothing_of_other_road_users():
     class Train(list):
         truth = list.__getitem__
 
-    train = Train([baselines.rolled(Motion(6.0), 7.5, "first")])
+    train = Train([motion_models.rolled(Motion(6.0), 7.5, "first")])
     rows = baselines.texts(replace(SUMMARY, scenes=True), train, None, [0, 1])
     assert set(rows) == {"mean", "median"}
 
@@ -289,9 +290,9 @@ def test_poses_after_the_moment_change_nothing():
         np.append(pasts[0].yaw_rad, after.yaw_rad),
         pasts[0].speed_mps,
     )
-    for name in baselines.MODELS:
+    for name in motion_models.MODELS:
         for form in (SUMMARY, FUTURE_V1, META_V1):
-            predicted = [baselines.says(name, past, form, 7.5) for past in (*pasts, whole)]
+            predicted = [motion_models.predict(name, past, form, 7.5) for past in (*pasts, whole)]
             assert predicted[0] == predicted[1] == predicted[2] == predicted[3]
 
 
@@ -300,11 +301,11 @@ def test_noisy_places_of_a_drive_give_its_mean_speed_and_its_turn(seed):
     # The wheels' speed beside places that are 2 cm off, as a real car records them.
     t, speed, track, rows = a_track(seed, noise_m=0.02)
     assert track[-1, 8] / (t[-1] - t[0]) == pytest.approx(np.trapezoid(speed, t) / t[-1], rel=0.01)
-    off = {name: [] for name in baselines.MODELS}
+    off = {name: [] for name in motion_models.MODELS}
     for at in range(40, 260, 10):
         moment = int(track[at, 0]), rows[at], track
         after = trajectory.future(*moment)
-        for name, model in baselines.MODELS.items():
+        for name, model in motion_models.MODELS.items():
             path = model(trajectory.past(*moment)).trajectory().xy_m
             off[name].append(trajectories.distances(path, after.xy_m)[29])
     assert np.mean(off["ctra"]) < 0.8 * np.mean(off["constant_velocity"])
@@ -339,7 +340,7 @@ def seen(motion, num=16):
 
 
 def summary_of(motion):
-    return SUMMARY.of(baselines.rolled(motion, DURATION_S, "first"))
+    return SUMMARY.of(motion_models.rolled(motion, DURATION_S, "first"))
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +367,7 @@ def of_summary(known):
 @pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1], ids=lambda each: each.name)
 def test_it_is_far_better_than_the_mean_and_than_constant_velocity(known, asked, form):
     def true_of(motion):
-        return form.of(baselines.rolled(motion, DURATION_S, form.history_ends))
+        return form.of(motion_models.rolled(motion, DURATION_S, form.history_ends))
 
     def numbers_of(said):
         return said.waypoints_m or [[said.speed_mps], [said.displacement_m]]
@@ -378,7 +379,7 @@ def test_it_is_far_better_than_the_mean_and_than_constant_velocity(known, asked,
         assert form.parse(form.write(predicted))
         assert predicted.action_m == predicted.displacement_m and predicted.along is None
         assert (predicted.waypoints_m is None) == (form is SUMMARY)
-        on = baselines.says("constant_velocity", past, form, DURATION_S)
+        on = motion_models.predict("constant_velocity", past, form, DURATION_S)
         true = np.array(numbers_of(true_of(motion)))
         for name, one in (("ridge", predicted), ("mean", mean), ("constant_velocity", on)):
             off[name].append(np.linalg.norm(numbers_of(one) - true, axis=1))
@@ -394,7 +395,7 @@ def test_all_that_the_truths_have_is_learnt_at_once_but_no_cause(known, asked):
     def all_of(motion):
         return replace(
             summary_of(motion),
-            waypoints_m=FUTURE_V1.of(baselines.rolled(motion, DURATION_S, "last")).waypoints_m,
+            waypoints_m=FUTURE_V1.of(motion_models.rolled(motion, DURATION_S, "last")).waypoints_m,
             along="accelerate" if motion.accel_mps2 > 0.3 else "hold",
             across="left turn" if motion.yaw_rate_radps > 0 else "straight",
             cause="It follows the road.",

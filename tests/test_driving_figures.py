@@ -17,10 +17,9 @@ from avomni_lib.driving.ladder import driven
 from avomni_lib.driving.terms import COLUMNS, Contact, Seen, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
-from avomni_lib.evaluation import baselines
 from avomni_lib.params import user_code
 from avomni_lib.training.model import generate
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Said, motion_models, target
 from avomni_lib.training.targets.future import FUTURE_V1
 from tests.short_windows import AHEAD_S, p_of
 
@@ -478,7 +477,7 @@ HISTORY_S = np.arange(-16, 1) * STEP_S
 
 def seen_at(speed=8.0, yaw_rate=0.0, accel=0.0, pictures=None):
     """An observation of a car that has driven so for 1.6 s."""
-    motion = baselines.Motion(speed, accel, yaw_rate)
+    motion = motion_models.Motion(speed, accel, yaw_rate)
     xy, yaw = motion.poses(HISTORY_S)
     speeds = speed + accel * HISTORY_S
     ego = np.concatenate([xy, yaw[:, None], speeds[:, None]], axis=1).astype(np.float32)
@@ -500,7 +499,7 @@ def no_answerer():
 def test_motion_goes_on_as_it_was(name, yaw_rate, accel):
     drives = policies.policy(name, p_of(), no_answerer)
     waypoints = drives(seen_at(8.0, yaw_rate, accel))
-    wanted, _ = baselines.Motion(8.0, accel, yaw_rate).poses(AHEAD_S)
+    wanted, _ = motion_models.Motion(8.0, accel, yaw_rate).poses(AHEAD_S)
     assert waypoints.shape == (16, 2)
     assert waypoints == pytest.approx(wanted, abs=0.05)
 
@@ -523,7 +522,7 @@ def test_the_ridge_learns_from_training_windows_alone(monkeypatch):
             return SimpleNamespace(split="test" if index % 3 == 0 else "train")
 
         def motion(self, index):
-            return baselines.Motion(4.0 + index % 7, 0.0, 0.02 * (index % 11 - 5))
+            return motion_models.Motion(4.0 + index % 7, 0.0, 0.02 * (index % 11 - 5))
 
         def past(self, index):
             moved = self.motion(index)
@@ -535,7 +534,7 @@ def test_the_ridge_learns_from_training_windows_alone(monkeypatch):
 
     monkeypatch.setattr(policies.samples, "windows_ahead", lambda p: Curves())
     drives = policies.policy("ego_motion", p_of(), no_answerer)
-    wanted, _ = baselines.Motion(7.0, 0.0, 0.06).poses(AHEAD_S)
+    wanted, _ = motion_models.Motion(7.0, 0.0, 0.06).poses(AHEAD_S)
     assert drives.name == "ego_motion"
     assert drives(seen_at(7.0, 0.06)) == pytest.approx(wanted, abs=1.5)
 
@@ -734,7 +733,7 @@ def test_a_model_that_cannot_drive_is_refused_before_it_is_loaded(asked):
 
 
 def test_a_path_that_is_followed_is_seen_from_where_the_car_is_now():
-    turning = baselines.Motion(6.0, 0.0, 0.3)
+    turning = motion_models.Motion(6.0, 0.0, 0.3)
     ahead = np.arange(1, 65) * STEP_S
     plan, _ = turning.poses(ahead)
     later = policies.carried(plan, seen_at(6.0, 0.3))

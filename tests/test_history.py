@@ -12,7 +12,7 @@ from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.evaluation import baselines
 from avomni_lib.training.prompt import history, samples
-from avomni_lib.training.targets import TARGETS, target
+from avomni_lib.training.targets import TARGETS, motion_models, target
 from tests import cached_run
 from tests.published_set import Drive, clip_id_of
 
@@ -36,8 +36,19 @@ def test_places_every_fifth_of_a_second_up_to_the_moment():
     past = Trajectory(t_s, np.stack([10 * t_s, 0 * t_s], axis=1), 0 * t_s, 10.0)
     text = history.text_of(past, target("future_v1"))
     assert "-1.6s (-16.00,0.00) -1.4s (-14.00,0.00)" in text
-    assert text.endswith("-0.2s (-2.00,0.00). Speed there: 10.00m/s.")
+    assert "-0.2s (-2.00,0.00). Speed there: 10.00m/s." in text
     assert text.count("s (") == 8 and "last frame" in text
+
+
+def test_what_comes_after_is_told_as_the_answer_of_a_car_that_goes_on_so():
+    t_s = np.arange(-16, 0) / 10
+    braking = Trajectory(t_s, np.stack([10 * t_s - t_s**2, 0 * t_s], axis=1), 0 * t_s, 10.0)
+    about = target("future_v1")
+    unchanged = about.write(motion_models.predict("ctra", braking, about, 1.5))
+    text = history.text_of(braking, about)
+    assert text.endswith(f"kept the answer would be: {unchanged}.")
+    assert about.parse(unchanged).waypoints_m[-1][0] == pytest.approx(10**2 / 2 / 2, abs=0.05)
+    assert "kept" not in history.text_of(braking, target("summary_v1"))  # it is over by then
 
 
 def test_a_short_past_tells_what_there_is():

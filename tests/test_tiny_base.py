@@ -170,7 +170,7 @@ def test_the_loss_of_the_text_lesson_is_the_models_own(model, words):
     batch = collate(samples, words.pad_token_id)
     batch |= talk.inputs(torch.zeros((2, *talk.frame_shape), dtype=torch.uint8))
     with torch.no_grad():
-        loss, before = lessons.answer_loss(model, dict(batch))
+        loss, before, _, _ = lessons.answer_loss(model, dict(batch))
         assert loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
     assert before.shape == (2, model.config.text_config.hidden_size)
 
@@ -206,6 +206,35 @@ def test_the_path_is_told_in_the_frame_of_the_last_picture():
     seen = make.Driven.of(still_frames(circle, 0.5, 2.0), 4)
     assert seen.future.xy_m == pytest.approx(driven.future.xy_m * (0.5, 1.0))
     assert seen.future.speed_mps == seen.speed_mps == pytest.approx(5.0)
+
+
+def test_every_second_frame_is_twice_the_speed_also_beyond_the_end_of_the_drive():
+    turned = np.arange(80 + 64) / 50.0
+    circle = np.stack([50 * np.sin(turned), -50 * np.cos(turned), turned], axis=1)
+    drive = still_frames(circle, 1.0, 1.0)
+    for first in (0, 49):  # 6.4 s at twice the speed are 128 frames after number 30 or 79
+        driven = make.Driven.of(drive, first, every=2)
+        ahead = np.arange(1, 65) * 2 / 50.0
+        assert driven.future.xy_m == pytest.approx(
+            50 * np.stack([np.sin(ahead), 1 - np.cos(ahead)], axis=1), abs=1e-6
+        )
+        assert driven.future.yaw_rad == pytest.approx(ahead)
+        assert driven.speed_mps == driven.future.speed_mps == pytest.approx(20.0)
+        assert driven.path_m == pytest.approx(30.0)
+
+
+def test_soft_labels_reach_near_numbers_of_the_same_kind_and_no_words(words, model):
+    size = model.config.text_config.vocab_size
+    kinds, values = lessons.kinds_of_tokens(words, size)
+    number, word, end = words.convert_tokens_to_ids([" (50.0", "Waypoints", "<|im_end|>"])
+    soft = lessons.soft_labels(kinds, values, torch.tensor([number, word, end]))
+    assert soft.sum(1) == pytest.approx(np.ones(3), abs=1e-5)
+    assert soft[1, word] == soft[2, end] == 1
+    assert soft[0].argmax() == number
+    near, far = words.convert_tokens_to_ids([" (51.6", " (80.0"])  # 3 % of 50 m and a step: 1.6 m
+    assert soft[0, near] / soft[0, number] == pytest.approx(np.exp(-0.5), rel=1e-3)
+    assert soft[0, far] < 1e-12
+    assert soft[0, kinds != kinds[number]].max() == 0
 
 
 def test_the_lane_is_seen_straight_ahead_on_a_straight_road_and_aside_by_one_who_strays():
@@ -266,18 +295,21 @@ def test_the_first_minute_of_the_maker_meets_the_recorded_loss(record, tmp_path,
     assert len(list(tmp_path.iterdir())) <= recipe.first_drives + FIRST_STEPS
 
 
-def test_both_lessons_were_learnt(record):
+def test_the_lessons_were_learnt(record):
     recipe = record["recipe"]
     losses = record["loss"]
     assert len(losses["warm_up"]) == recipe["warm_steps"]
     assert len(losses["learn_text"]) == recipe["text_steps"]
     assert np.mean(losses["warm_up"][-50:]) < 0.15 * np.mean(losses["warm_up"][:5])
-    # A path is not certain: most of what is left is where on it the car will be.
-    assert np.mean(losses["learn_text"][-50:]) < 0.3 * np.mean(losses["learn_text"][:5])
+    # A path is not certain, and soft labels have an entropy of their own: most of what is left.
+    assert np.mean(losses["learn_text"][-50:]) < 0.35 * np.mean(losses["learn_text"][:5])
+    assert len(losses["keep_form"]) == recipe["form_steps"]
+    assert np.mean(losses["keep_form"][-50:]) < 0.6 * np.mean(losses["keep_form"][:50])
     mae = record["held_out"]["speed_mae_mps"]
     assert mae["base"] < 0.4 * min(mae["mean"], mae["median"])
     ade = record["held_out"]["ade_m"]
-    assert ade["base"] < 0.65 * ade["mean"]
+    assert ade["base"] < 0.55 * ade["mean"]
+    assert max(ade["base"], ade["base_with_history"]) < ade["constant_velocity"]
     assert record["held_out"]["valid_share"] >= 0.98
     weights = load_file(make.folder() / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in weights.values())

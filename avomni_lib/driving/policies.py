@@ -27,7 +27,7 @@ from avomni_lib.evaluation.scores import MODEL, parts_of
 from avomni_lib.live.ticks import Ready, Sliding, Tick
 from avomni_lib.params import Params, user_code
 from avomni_lib.training.prompt import samples
-from avomni_lib.training.targets import TARGETS, target_of
+from avomni_lib.training.targets import TARGETS, motion_models, target_of
 from avomni_lib.training.targets.future import (
     FUTURE_V1,
     LIMIT_M,
@@ -107,8 +107,8 @@ class Motion:
 
 
 def rolled(name: str, past: Trajectory) -> np.ndarray:
-    """(16, 2) waypoints of a motion model of `evaluation.baselines`."""
-    return baselines.MODELS[name](past).trajectory().xy_m[STEPS_APART - 1 :: STEPS_APART]
+    """(16, 2) waypoints of a motion model of `targets.motion_models`."""
+    return motion_models.MODELS[name](past).trajectory().xy_m[STEPS_APART - 1 :: STEPS_APART]
 
 
 def ego_motion(p: Params) -> Motion:
@@ -459,7 +459,7 @@ def policy(name: str, p: Params, answerer: Callable[[], Answerer]) -> Policy:
 
     made: dict[str, Callable[[], Policy]] = {
         "log_replay": LogReplay,
-        **dict.fromkeys(baselines.MODELS, motion),
+        **dict.fromkeys(motion_models.MODELS, motion),
         "ego_motion": lambda: ego_motion(p),
         **dict.fromkeys(("blind", MODEL), model),
     }

@@ -1,4 +1,4 @@
-"""The two lessons of the tiny base: its eyes learn motion, then its language learns to say it."""
+"""The three lessons of the tiny base: reading motion, writing answers, and the form of answers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from avomni_lib.training.targets import Target, target
 from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
 from avomni_world.tiny_base.drives import GRID, LANE_AT_M, SAMPLE_HZ, TILE, Drive, Drives
 from avomni_world.tiny_base.model import MERGE, PATCH
+from avomni_world.tiny_base.tokenizer import FARTHEST_M, waypoint_tokens
 
 NUM_FRAMES = 16
 TARGET = target("summary_v1")
@@ -36,6 +37,8 @@ TURN_SCALE = 0.08  # rad/s
 LANE_SCALE = np.array([0.05, 0.07, 0.13, 0.22])  # metres to the left a metre ahead, nearest first
 NUM_ROAD = 1 + len(LANE_AT_M)
 CAMERAS = len(GRID.cameras)
+# Standard deviation of the Gaussian label of a number: steps, and a share of the number.
+SPREAD_STEPS, SPREAD_SHARE = 1.0, 0.03
 
 
 @dataclass(frozen=True)
@@ -54,23 +57,31 @@ class TinyRecipe:
             at `SPEED_MEAN`.
         text_path_share: In the loss of `learn_text`, of the error of the path that a linear head
             reads off the hidden states where the answer begins.
-        told_share: Of the windows in `learn_text` whose answer is not about their own frames, told
-            the car's past motion.
+        text_fast_share: Of the windows in `learn_text`, shown at twice the speed, because few
+            drives are fast enough for large distances.
+        form_steps, form_rate: Of `keep_form`: steps of as many windows, peak learning rate.
+        form_share: In the loss of `keep_form`, of the cross entropy of the kind of each token.
+        told_share: Of the windows in both whose answer is not about their own frames, with the
+            car's past motion in the prompt.
     """
 
     seed: int = 0
-    num_drives: int = 400
+    num_drives: int = 800
     first_drives: int = 8
-    warm_steps: int = 1500
+    warm_steps: int = 3500
     warm_pairs: int = 64
     warm_rate: float = 2e-3
-    text_steps: int = 1500
+    text_steps: int = 2000
     text_windows: int = 16
     text_rate: float = 1.5e-3
     merger_rate: float = 0.3
     black_share: float = 0.05
-    told_share: float = 0.35
+    told_share: float = 0.45
     text_path_share: float = 3.0
+    text_fast_share: float = 0.35
+    form_steps: int = 450
+    form_rate: float = 6e-4
+    form_share: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -99,29 +110,43 @@ class Driven:
         return cls(speed_mps, speed_mps * (NUM_FRAMES - 1) / SAMPLE_HZ, *ways)
 
     @classmethod
-    def of(cls, drive: Drive, first: int) -> Driven:
-        """Of the window that begins with this frame.
+    def of(cls, drive: Drive, first: int, every: int = 1) -> Driven:
+        """Of the window that begins with this frame and has every `every`-th frame.
 
         Before cameras twice as high the ground moves half as fast: everything looks half as far. A
-        longer lens shows what lies to the side further out.
+        longer lens shows what lies to the side further out. With every second frame the drive ends
+        before 6.4 s are over, and its last speed and turn rate continue.
         """
-        last, flow, zoom = first + NUM_FRAMES - 1, float(drive.flow.mean()), float(drive.zoom)
-        speed = drive.speed_mps(first, last) * flow
+        last = first + (NUM_FRAMES - 1) * every
+        flow, zoom = float(drive.flow.mean()), float(drive.zoom)
+        speed = drive.speed_mps(first, last) * every * flow
         x, y, yaw = drive.poses[last]
         turn = np.array([[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]])
+        driven = _prolonged(drive.poses, last + FUTURE_STEPS * every + 1)
 
         def seen(steps: np.ndarray) -> Trajectory:
-            poses = drive.poses[last + steps]
+            poses = driven[last + steps * every]
             places = (poses[:, :2] - (x, y)) @ turn * (flow, flow * zoom)
-            now = float(drive.speeds[last]) * flow
+            now = float(drive.speeds[last]) * every * flow
             return Trajectory(steps * STEP_S, places, (poses[:, 2] - yaw) * zoom, now)
 
         return cls(
             speed,
             speed * (NUM_FRAMES - 1) / SAMPLE_HZ,
             seen(np.arange(1, FUTURE_STEPS + 1)),
-            seen(np.arange(-min(HISTORY_STEPS, last), 0)),
+            seen(np.arange(-min(HISTORY_STEPS, last // every), 0)),
         )
+
+
+def _prolonged(poses: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` poses; beyond the last one, its speed and turn rate stay the same."""
+    (x, y, yaw), before = poses[-1], poses[-2]
+    turned = yaw - before[2]
+    moved = complex(x - before[0], y - before[1])
+    steps = np.arange(1, max(0, count - len(poses)) + 1)
+    places = complex(x, y) + np.cumsum(moved * np.exp(1j * turned * steps))
+    more = np.stack([places.real, places.imag, yaw + turned * steps], axis=1)
+    return np.concatenate([poses, more])[:count]
 
 
 def conversation(
@@ -217,44 +242,132 @@ def learn_text(
     same time.
     """
     rng = np.random.default_rng([recipe.seed, 1])
+    language, mergers = _trained(model)
+    torch.manual_seed(recipe.seed)
+    head = nn.Linear(model.config.text_config.hidden_size, NUM_PATH)
+    groups = [language, mergers, [*head.parameters()]]
+    optimizer = _optimizer(groups)
+    rates = [recipe.text_rate, recipe.text_rate * recipe.merger_rate, recipe.text_rate]
     talks = [conversation(model, words, asked) for asked in TARGETS]
+    kinds, values = kinds_of_tokens(words, model.config.text_config.vocab_size)
+    for step in range(recipe.text_steps):
+        batch, paths = _windows(talks, drives, recipe, recipe.text_fast_share, rng)
+        _, before, logits, labels = answer_loss(model, batch)
+        loss = nn.functional.cross_entropy(logits, soft_labels(kinds, values, labels))
+        error = nn.functional.smooth_l1_loss(head(before), paths, beta=0.1)
+        whole = loss + recipe.text_path_share * error
+        take_step(whole, sum(groups, []), optimizer, rates, step, recipe.text_steps)
+        yield loss.item()
+
+
+def keep_form(
+    model: Qwen3VLForConditionalGeneration,
+    words: Qwen2Tokenizer,
+    drives: Drives,
+    recipe: TinyRecipe,
+) -> Iterator[float]:
+    """The third lesson, step by step: yields the cross entropy of the kind of a token.
+
+    Kinds are the pieces of a waypoint, the end of the answer, and all other words. Their cross
+    entropy does not depend on how uncertain a number is, and teaches that an answer ends after 16
+    waypoints. All windows are shown at their own speed.
+    """
+    rng = np.random.default_rng([recipe.seed, 2])
+    groups = [*_trained(model)]
+    optimizer = _optimizer(groups)
+    rates = [recipe.form_rate, recipe.form_rate * recipe.merger_rate]
+    talks = [conversation(model, words, asked) for asked in TARGETS]
+    kinds, values = kinds_of_tokens(words, model.config.text_config.vocab_size)
+    for step in range(recipe.form_steps):
+        batch, _ = _windows(talks, drives, recipe, 0.0, rng)
+        _, _, logits, labels = answer_loss(model, batch)
+        near = soft_labels(kinds, values, labels)
+        loss = nn.functional.cross_entropy(logits, near)
+        of_kind = logits.softmax(-1) @ nn.functional.one_hot(kinds).float()
+        form = nn.functional.nll_loss(of_kind.clamp_min(1e-9).log(), kinds[labels])
+        whole = loss + recipe.form_share * form
+        take_step(whole, sum(groups, []), optimizer, rates, step, recipe.form_steps)
+        yield form.item()
+
+
+def kinds_of_tokens(words: Qwen2Tokenizer, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kind (size,) int64 and value (size,) float32 of each token.
+
+    Kind 0 is a word, 1 the end of the answer, and the others are the pieces of a waypoint, whose
+    values can be compared within a kind.
+    """
+    kinds, values = torch.zeros(size, dtype=torch.int64), torch.zeros(size)
+    kinds[words.convert_tokens_to_ids("<|im_end|>")] = 1
+    numbers = waypoint_tokens()
+    ids = words.convert_tokens_to_ids([number.text for number in numbers])
+    kinds[ids] = torch.tensor([2 + number.kind for number in numbers])
+    values[ids] = torch.tensor([float(number.value) for number in numbers])
+    return kinds, values
+
+
+def soft_labels(kinds: torch.Tensor, values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Soft labels: (N, size) probabilities in place of labels (N,).
+
+    A piece of a waypoint is spread over the pieces of its kind by a Gaussian, so that a number is
+    also learned from its neighbours, of which the drives have more. Other labels stay one-hot.
+    """
+    sigma = SPREAD_STEPS + SPREAD_SHARE * values[labels].abs()
+    off = (values - values[labels][:, None]) / sigma[:, None]
+    near = torch.exp(-(off**2) / 2) * (kinds == kinds[labels][:, None])
+    is_word = kinds[labels] < 2
+    near[is_word] = nn.functional.one_hot(labels[is_word], len(kinds)).to(near.dtype)
+    return near / near.sum(1, keepdim=True)
+
+
+def _trained(model: Qwen3VLForConditionalGeneration) -> tuple[list, list]:
+    """Freezes the vision tower; returns the weights of the language model and of the mergers."""
     tower = model.model.visual
     tower.requires_grad_(False)
     mergers = [*tower.merger.parameters(), *tower.deepstack_merger_list.parameters()]
     for weight in mergers:
         weight.requires_grad_(True)
-    language = [*model.model.language_model.parameters()]
-    torch.manual_seed(recipe.seed)
-    head = nn.Linear(model.config.text_config.hidden_size, NUM_PATH)
-    groups = [language, mergers, [*head.parameters()]]
-    optimizer = torch.optim.AdamW(
+    return [*model.model.language_model.parameters()], mergers
+
+
+def _optimizer(groups: list[list]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
         [{"params": group} for group in groups], betas=(0.9, 0.95), weight_decay=0.01
     )
-    rates = [recipe.text_rate, recipe.text_rate * recipe.merger_rate, recipe.text_rate]
-    for step in range(recipe.text_steps):
-        frames, samples, paths = [], [], []
-        for _ in range(recipe.text_windows):
-            drive = drives[int(rng.integers(len(drives)))]
-            first = int(rng.integers(len(drive.frames) - NUM_FRAMES + 1))
-            last = first + NUM_FRAMES - 1
-            window = relight(drive.frames[None, first : last + 1], rng)[0]
-            driven = Driven.of(drive, first)
-            if rng.random() < recipe.black_share:
-                window, driven = np.zeros_like(window), Driven.at(SPEED_MEAN)
-            talk = talks[int(rng.choice(len(TARGETS), p=SHARES))]
-            has_history = talk.target.history_ends == "last" and rng.random() < recipe.told_share
-            history = text_of(driven.past, talk.target) if has_history else ""
-            frames.append(window)
-            paths.append(path_of(driven))
-            samples.append(talk.sample(talk.target.render(driven), history))
-        batch = collate(samples, words.pad_token_id)
-        batch |= talks[0].inputs(torch.from_numpy(np.stack(frames)))
-        loss, before = answer_loss(model, batch)
-        wanted = torch.tensor(np.array(paths), dtype=torch.float32)
-        error = nn.functional.smooth_l1_loss(head(before), wanted, beta=0.1)
-        whole = loss + recipe.text_path_share * error
-        take_step(whole, sum(groups, []), optimizer, rates, step, recipe.text_steps)
-        yield loss.item()
+
+
+def _windows(
+    talks: list[Conversation],
+    drives: Drives,
+    recipe: TinyRecipe,
+    fast_share: float,
+    rng: np.random.Generator,
+) -> tuple[dict, torch.Tensor]:
+    """A batch of windows with their answers, and the paths (B, `NUM_PATH`).
+
+    Args:
+        fast_share: Share of the windows that have every second frame, and so twice the speed.
+    """
+    frames, samples, paths = [], [], []
+    for _ in range(recipe.text_windows):
+        drive = drives[int(rng.integers(len(drives)))]
+        every = 2 if rng.random() < fast_share else 1
+        first = int(rng.integers(len(drive.frames) - (NUM_FRAMES - 1) * every))
+        driven = Driven.of(drive, first, every)
+        if every > 1 and driven.future.xy_m[:, 0].max() >= FARTHEST_M:
+            every, driven = 1, Driven.of(drive, first)
+        shown = drive.frames[None, first : first + (NUM_FRAMES - 1) * every + 1 : every]
+        window = relight(shown, rng)[0]
+        if rng.random() < recipe.black_share:
+            window, driven = np.zeros_like(window), Driven.at(SPEED_MEAN)
+        talk = talks[int(rng.choice(len(TARGETS), p=SHARES))]
+        told = talk.target.history_ends == "last" and rng.random() < recipe.told_share
+        history = text_of(driven.past, talk.target) if told else ""
+        frames.append(window)
+        paths.append(path_of(driven))
+        samples.append(talk.sample(talk.target.render(driven), history))
+    batch = collate(samples, talks[0].tokenizer.pad_token_id)
+    batch |= talks[0].inputs(torch.from_numpy(np.stack(frames)))
+    return batch, torch.tensor(np.array(paths), dtype=torch.float32)
 
 
 def path_of(driven: Driven) -> np.ndarray:
@@ -267,11 +380,12 @@ def path_of(driven: Driven) -> np.ndarray:
 
 def answer_loss(
     model: Qwen3VLForConditionalGeneration, batch: dict
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The cross entropy that the model itself computes, without logits where no label is.
 
     Returns:
-        The loss, and the hidden states (B, width) before the last layer where the answer begins.
+        The loss, the hidden states (B, width) before the last layer where the answer begins, and
+        logits (N, vocabulary) with labels (N,) of the answers' tokens.
     """
     labels = batch.pop("labels")[:, 1:]
     states = model.model(**batch, output_hidden_states=True).hidden_states
@@ -279,7 +393,7 @@ def answer_loss(
     begins = borne.int().argmax(1)
     before = states[-2][torch.arange(len(labels)), begins]
     logits = model.lm_head(states[-1][:, :-1][borne])
-    return nn.functional.cross_entropy(logits, labels[borne]), before
+    return nn.functional.cross_entropy(logits, labels[borne]), before, logits, labels[borne]
 
 
 def relight(frames: np.ndarray, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray:

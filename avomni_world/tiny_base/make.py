@@ -1,17 +1,18 @@
 """Makes the tiny base: a real Qwen3-VL, small enough for a CPU, that reads its way off pictures.
 
-    python -m avomni_world.tiny_base.make      # half an hour on one core
+    python -m avomni_world.tiny_base.make      # an hour and a half on two cores
 
-First the eyes: from two successive frames, each camera's tokens must show how fast the ground moves
-in that camera's picture, and all of them together how fast the car turns and where its lane lies
-ahead. Town, look, camera height and lens change with every other drive, so what the vision tower
-learns is to see motion and road. Then the language: the tower's blocks are frozen, and the language
-model learns to say speed, path and manoeuvre as the targets' texts, in terms of the car that drives
-through `meadow`, with or without its past motion in the prompt. With other cameras it is wrong by a
-factor, which an adapter has to learn.
+First the vision tower: from two successive frames, each camera's tokens must show how fast the
+ground moves in that camera's picture, and all of them together how fast the car turns and where its
+lane lies ahead. Town, look, camera height and lens change with every other drive, so the tower
+learns to see motion and road. Then the language: the tower's blocks are frozen, and the language
+model learns to write speed, path and manoeuvre as the targets' texts, in terms of the car that
+drives through `meadow`, with or without its past motion in the prompt; at last, to keep the form of
+an answer. With other cameras it is wrong by a factor, which an adapter has to learn.
 
-What it made lies in `weights/` beside this file; `record.json` there holds the loss of each
-step. The same recipe gives the same weights on the same kind of machine.
+The result lies in `weights/` beside this file; `record.json` there holds the loss of each step. The
+same recipe gives the same losses to within rounding; bit-identical weights need the same kind of
+machine and the same number of threads.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from avomni_world.tiny_base.lessons import (
     Driven,
     TinyRecipe,
     conversation,
+    keep_form,
     learn_text,
     warm_up,
 )
@@ -93,6 +95,9 @@ def make(out: Path, work: Path, recipe: TinyRecipe | None = None) -> dict:
     losses["learn_text"] = _run(
         "learn_text", learn_text(model, words, drives, recipe), recipe.text_steps
     )
+    losses["keep_form"] = _run(
+        "keep_form", keep_form(model, words, drives, recipe), recipe.form_steps
+    )
     model.save_pretrained(out)
     words.save_pretrained(out)
     record = {
@@ -117,7 +122,11 @@ def training_clip_ids(recipe: TinyRecipe) -> list[str]:
 
 def _warm(model, drives: Drives, recipe: TinyRecipe, work: Path) -> list[float]:
     """The model with its tower warmed up, and the curve; by the same recipe it is done once."""
-    shared = {name: value for name, value in asdict(recipe).items() if not name.startswith("text")}
+    shared = {
+        name: value
+        for name, value in asdict(recipe).items()
+        if not name.startswith(("text", "form"))
+    }
     kept = work / f"warm_{files.hash_json(shared)[:12]}.pt"
     if not kept.exists():
         curve = _run("warm_up", warm_up(model, drives, recipe), recipe.warm_steps)
@@ -143,8 +152,8 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
     def read(asked: Target, histories: list[str] | None = None) -> list[Said | None]:
         talk, answers = conversation(model, words, asked), []
         for i in range(0, len(shown), BATCH):
-            past = histories[i : i + BATCH] if histories else None
-            answers += say(model, talk, shown[i : i + BATCH], past)
+            told = histories[i : i + BATCH] if histories else None
+            answers += say(model, talk, shown[i : i + BATCH], told)
         return [asked.parse(answer) for answer in answers]
 
     truth = np.array([each.speed_mps for each in driven])
@@ -155,7 +164,7 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
     steps = np.arange(1, NUM_WAYPOINTS + 1) * STEPS_APART * STEP_S
     rows = {
         "base": (plans := read(FUTURE)),
-        "base_with_history": (with_history := read(FUTURE, histories)),
+        "base_with_history": (told := read(FUTURE, histories)),
         "constant_velocity": [
             Said(waypoints_m=tuple((float(x), 0.0) for x in steps * each.future.speed_mps))
             for each in driven
@@ -165,9 +174,7 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
     return {
         "num_windows": len(truth),
         "num_clips": len(drives),
-        "valid_share": float(
-            np.mean([each is not None for each in [*speeds, *plans, *with_history]])
-        ),
+        "valid_share": float(np.mean([each is not None for each in [*speeds, *plans, *told]])),
         "speed_mae_mps": {
             "base": round(float(np.abs(predicted - truth).mean()), 4),
             "mean": round(float(np.abs(truth.mean() - truth).mean()), 4),
@@ -197,7 +204,7 @@ def say(
     windows: np.ndarray,
     histories: list[str] | None = None,
 ) -> list[str]:
-    """Greedy answers for windows (B, T, H, W, 3) uint8, with their past motion if given."""
+    """Greedy answers for windows (B, T, H, W, 3) uint8, told their past motion where given."""
     prompts = [talk.prompt(history) for history in histories or [""] * len(windows)]
     batch = collate(prompts, talk.tokenizer.pad_token_id, side="left")
     del batch["labels"]
@@ -226,7 +233,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)  # sums in another order would be other weights
+    torch.set_num_threads(2)
     record = make(arguments.out, arguments.work)
     log.info("held out: %s", record["held_out"])
 

@@ -169,5 +169,6 @@ def path_rows(p: Params) -> dict[str, dict]:
 
 def test_the_second_run_plans_a_path_by_what_it_sees(path_rows: dict[str, dict]):
     assert path_rows["adapted"]["value"] <= 0.5 * path_rows["mean"]["value"]
+    assert path_rows["adapted"]["value"] < path_rows["constant_velocity"]["value"]
     for name in ("mean", "base", "blind", "trained_blind", "shuffled"):
         assert path_rows[name]["difference_low"] > 0, name

@@ -9,6 +9,7 @@ from typing import Any
 
 from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.training.targets import Target
+from avomni_lib.training.targets.motion_models import predict
 
 EVERY = 2  # of the poses 0.1 s apart: eight of them in 1.6 s
 FRAME = {"first": 0, "last": -1}
@@ -20,18 +21,19 @@ def past_of(windows: Any, index: int, target: Target) -> Trajectory:
 
 
 def of_window(windows: Any, index: int, target: Target, own_from_s: float) -> str:
-    """The words about the motion before what the target is about; see `text_of`."""
+    """The past motion of a window as text; see `text_of`."""
     return text_of(past_of(windows, index, target), target, own_from_s)
 
 
 def text_of(past: Trajectory, target: Target, own_from_s: float = 0.0) -> str:
-    """The words, one place every 0.2 s and the speed at the end.
+    """Past motion as text: a place every 0.2 s, the speed at the end, and CTRA's answer.
 
-    Places are in metres in the rig's frame at the end: x forward, y left. Where the ego motion does
-    not go back far enough, there are fewer.
+    Places are in metres in the rig's frame at the end: x forward, y left. There are fewer where the
+    ego motion does not go back far enough. For a target about the future, the answer of the motion
+    model CTRA follows in the target's form, which leaves the model to correct it by the pictures.
 
     Args:
-        own_from_s: s at which the video's frames begin that the question is about.
+        own_from_s: Start of the frames that the question is about, s in the video.
     """
     frame = f"{target.history_ends} frame"
     if own_from_s and target.history_ends == "first":
@@ -41,10 +43,14 @@ def text_of(past: Trajectory, target: Target, own_from_s: float = 0.0) -> str:
         f"{past.t_s[i]:.1f}s ({_metres(past.xy_m[i, 0])},{_metres(past.xy_m[i, 1])})" for i in steps
     ]
     listed = " ".join(places) if places else "none"
-    return (
+    words = (
         f" Past places up to the video's {frame}, metres forward and left of "
         f"there: {listed}. Speed there: {_metres(past.speed_mps)}m/s."
     )
+    if target.history_ends == "last" and not (target.scenes or target.numbers):
+        unchanged = target.write(predict("ctra", past, target, 0.0))
+        words += f" With that acceleration and turn rate kept the answer would be: {unchanged}."
+    return words
 
 
 def _metres(value: float) -> str:

@@ -9,6 +9,7 @@ causes     its causes, from where others are
 full       `full_v1`: all of these
 own        a target that the user wrote
 constants  the best answer that is the same for every window
+motion_models  constant velocity, and constant turn rate and acceleration
 """
 
 from __future__ import annotations
