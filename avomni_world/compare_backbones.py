@@ -396,7 +396,7 @@ def _batch(talk: Any, samples: Sequence[Any]) -> dict[str, Any]:
 
 def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
     """Mean error of the answered speeds and of their mean, m/s, over windows side by side."""
-    from avomni_lib.training.model.generate import say
+    from avomni_lib.training.model.generate import generate_texts
 
     truths: list[float] = []
     answers: list[str] = []
@@ -405,7 +405,7 @@ def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
         starts = range(0, len(drive.frames) - NUM_FRAMES + 1, NUM_FRAMES)
         windows = np.stack([front(drive)[i : i + NUM_FRAMES] for i in starts])
         truths += [drive.speed_mps(i, i + NUM_FRAMES - 1) for i in starts]
-        answers += say(model, talk, windows, 64)
+        answers += generate_texts(model, talk, windows, 64)
     truth = np.array(truths)
     read = [TARGET.parse(answer) for answer in answers]
     predicted = np.array([each.speed_mps if each else truth.mean() for each in read])

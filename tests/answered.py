@@ -7,7 +7,7 @@ from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.metrics import Asked
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Content, target
 
 SUMMARY = target("summary_v1")
 DURATION_S = 1.5
@@ -26,7 +26,7 @@ def window(clip_id, number, speed_mps, displacement_m, turn_rad=0.0, future=None
 
 
 def summary(speed_mps, displacement_m):
-    return SUMMARY.write(Said(speed_mps, displacement_m))
+    return SUMMARY.write(Content(speed_mps, displacement_m))
 
 
 def summaries(asked, mean, **predicted):

@@ -11,7 +11,7 @@ from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
 from avomni_lib.etl.clip.scene import Scene
 from avomni_lib.evaluation import metrics
-from avomni_lib.training.targets import Said, Target, target
+from avomni_lib.training.targets import Content, Target, target
 
 # How far off each row is, as a share of the mean's error; the model is the last one.
 SPREADS = {
@@ -73,7 +73,7 @@ def answers(
     return pa.concat_tables(parts)
 
 
-def _answer(of: Target, true: Said, spread: float, rng: np.random.Generator) -> str:
+def _answer(of: Target, true: Content, spread: float, rng: np.random.Generator) -> str:
     predicted = true
     if true.speed_mps is not None:
         speed = abs(true.speed_mps + 6 * spread * rng.normal())

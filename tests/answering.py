@@ -23,7 +23,7 @@ def answers(
     asked = answer.Row.of(windows, indices, batch_size, **row)
 
     def say(batch):
-        return generate.say(
+        return generate.generate_texts(
             model,
             talk,
             np.stack([windows.frames(i) for i in batch.indices]),

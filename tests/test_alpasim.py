@@ -27,7 +27,7 @@ from avomni_lib.driving.alpasim.refusals import Runtime
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.training.model import generate
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Content, target
 from avomni_lib.training.targets.future import FUTURE_V1
 from tests import alpasim_runtime as runtime
 from tests.alpasim_runtime import START_US, STEP_US, Rollout, camera, encoded, poses
@@ -58,7 +58,7 @@ class Model:
             raise RuntimeError("out of memory")
         if speed > 200:
             return "I cannot say."
-        return FUTURE_V1.write(Said(waypoints_m=tuple(map(tuple, path_at(speed)))))
+        return FUTURE_V1.write(Content(waypoints_m=tuple(map(tuple, path_at(speed)))))
 
 
 def path_at(speed: float) -> np.ndarray:
@@ -197,7 +197,7 @@ def test_it_is_shown_what_the_policy_of_the_environment_is_shown(served, monkeyp
         shown.extend(np.array(frames))
         return [made.model.say(float(window[-1].mean())) for window in frames]
 
-    monkeypatch.setattr(generate, "say", say)
+    monkeypatch.setattr(generate, "generate_texts", say)
     Answerer.p = p
     policy = policies.ModelPolicy(Answerer())
     policy.start(0, np.zeros((2, 4)))

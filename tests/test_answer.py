@@ -52,7 +52,9 @@ def talk(model):
 def test_a_batch_says_what_its_windows_say_alone_in_the_order_asked(model, talk):
     windows = RandomWindows(5)
     alone = [
-        generate.say(model, talk, windows.images[[i]], MAX_NEW_TOKENS, histories=[history_of(i)])
+        generate.generate_texts(
+            model, talk, windows.images[[i]], MAX_NEW_TOKENS, histories=[history_of(i)]
+        )
         for i in range(5)
     ]
     order = [3, 0, 4, 1, 2, 3]
@@ -67,19 +69,19 @@ def test_a_batch_says_what_its_windows_say_alone_in_the_order_asked(model, talk)
 def test_windows_that_are_alike_are_asked_once_for_each_history(model, talk, monkeypatch):
     windows, asked = Black(RandomWindows(6)), []
     black = np.zeros((1, *windows.frame_shape), np.uint8)
-    blind = generate.say(model, talk, black, MAX_NEW_TOKENS)
+    blind = generate.generate_texts(model, talk, black, MAX_NEW_TOKENS)
     each = [
-        generate.say(model, talk, black, MAX_NEW_TOKENS, histories=[history_of(i)])[0]
+        generate.generate_texts(model, talk, black, MAX_NEW_TOKENS, histories=[history_of(i)])[0]
         for i in range(2)
     ]
     assert len({*blind, *each}) == 3
-    say = generate.say
+    generate_texts = generate.generate_texts
 
     def counted(model, talk, frames, *rest, **options):
         asked.append(len(frames))
-        return say(model, talk, frames, *rest, **options)
+        return generate_texts(model, talk, frames, *rest, **options)
 
-    monkeypatch.setattr(generate, "say", counted)
+    monkeypatch.setattr(generate, "generate_texts", counted)
     bar = Bar(total=5)
     order = [5, 4, 0, 1, 3]
     assert answers(model, talk, windows, order, bar=bar, **OPTIONS) == blind * 5
@@ -166,14 +168,14 @@ from avomni_lib.training.model import generate
 from avomni_lib.training.model.generate import Sampling
 from tests.answering import answers
 
-def say(model, talk, frames, max_new_tokens, *, sampling, **options):
+def stub(model, talk, frames, max_new_tokens, *, sampling, **options):
     numbers = frames.flatten().tolist()
     print("asked", numbers, flush=True)
     if sys.argv[2] in map(str, numbers):
         os.kill(os.getpid(), signal.SIGKILL)
     return [f"{number} drawn from {sampling.seed}" for number in numbers]
 
-generate.say = say
+generate.generate_texts = stub
 windows = SimpleNamespace(frames=lambda index: np.array([index]))
 predicted = answers(
     None, None, windows, range(7), batch_size=2, max_new_tokens=1, sample=1,

@@ -23,7 +23,7 @@ from avomni_lib.training.export.card import commands
 from avomni_lib.training.fit import worker
 from avomni_lib.training.forecast.memory import memory, size_of
 from avomni_lib.training.model import adapter, load
-from avomni_lib.training.model.generate import say
+from avomni_lib.training.model.generate import generate_texts
 from avomni_lib.training.prompt.conversation import collate
 from avomni_lib.training.prompt.tokens import tokens_per_sample
 from tests import changed_params, killed_training
@@ -144,9 +144,9 @@ def test_killed_it_ends_with_the_same_bytes(family, base_folder, trained, tmp_pa
 def test_a_batch_is_answered_as_its_windows_alone(family, tuned):
     talk, frames = family.conversation(), frames_of(family)
     histories = ["", " Speed there: 5.23m/s.", " Rows from the top."]
-    together = say(tuned, talk, frames, 12, histories=histories)
+    together = generate_texts(tuned, talk, frames, 12, histories=histories)
     alone = [
-        say(tuned, talk, frames[i : i + 1], 12, histories=histories[i : i + 1])[0]
+        generate_texts(tuned, talk, frames[i : i + 1], 12, histories=histories[i : i + 1])[0]
         for i in range(len(frames))
     ]
     assert together == alone
@@ -154,7 +154,7 @@ def test_a_batch_is_answered_as_its_windows_alone(family, tuned):
 
 def test_constrained_answers_have_the_targets_form(family, tuned):
     talk = family.conversation()
-    for answer in say(tuned, talk, frames_of(family), 96, constrained=True):
+    for answer in generate_texts(tuned, talk, frames_of(family), 96, constrained=True):
         assert re.fullmatch(talk.target.pattern, answer), answer
 
 

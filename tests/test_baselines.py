@@ -15,7 +15,7 @@ from avomni_lib.etl.clip import egomotion, trajectory
 from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.evaluation import baselines, trajectories
 from avomni_lib.evaluation.baselines import EgoMotion
-from avomni_lib.training.targets import Said, motion_models, target
+from avomni_lib.training.targets import Content, motion_models, target
 from avomni_lib.training.targets.future import FUTURE_V1
 from avomni_lib.training.targets.meta import META_V1
 from avomni_lib.training.targets.motion_models import Motion
@@ -44,9 +44,9 @@ def circle(speed, radius, t=PAST_S):
 
 
 def test_mean_and_median_of_each_quantity_on_its_own():
-    true = [Said(0.0, 30.0, 30.0), Said(3.0, 0.0, 0.0), Said(12.0, 6.0, 6.0)]
+    true = [Content(0.0, 30.0, 30.0), Content(3.0, 0.0, 0.0), Content(12.0, 6.0, 6.0)]
     both = baselines.constants(iter(true))
-    assert both == {"mean": Said(5.0, 12.0, 12.0), "median": Said(3.0, 6.0, 6.0)}
+    assert both == {"mean": Content(5.0, 12.0, 12.0), "median": Content(3.0, 6.0, 6.0)}
 
 
 @given(
@@ -54,7 +54,7 @@ def test_mean_and_median_of_each_quantity_on_its_own():
     other=st.tuples(st.floats(0, 50), st.floats(0, 400)),
 )
 def test_no_other_constant_beats_the_median_in_mae_or_the_mean_in_rmse(true, other):
-    both = baselines.constants(Said(speed, path) for speed, path in true)
+    both = baselines.constants(Content(speed, path) for speed, path in true)
     for name, values, candidate in (
         ("speed_mps", np.array([speed for speed, _ in true]), other[0]),
         ("displacement_m", np.array([path for _, path in true]), other[1]),
@@ -72,7 +72,7 @@ def test_waypoints_are_taken_number_by_number_and_of_words_the_most_frequent():
         strict=True,
     )
     both = baselines.constants(
-        Said(waypoints_m=tuple(map(tuple, path)), along=along, across=across)
+        Content(waypoints_m=tuple(map(tuple, path)), along=along, across=across)
         for path, (along, across) in zip(paths, words, strict=True)
     )
     assert np.array(both["mean"].waypoints_m) == pytest.approx(paths.mean(axis=0))
@@ -239,7 +239,7 @@ def test_the_summary_is_of_the_window_and_the_future_begins_after_it():
 
 def test_a_window_that_is_over_is_not_predicted_from_what_came_after_its_start():
     later = replace(SUMMARY, history_ends="last")
-    assert motion_models.predict("ctra", straight(6.0), later, 7.5) == Said()
+    assert motion_models.predict("ctra", straight(6.0), later, 7.5) == Content()
 
 
 def test_motion_says_nothing_of_other_road_users():
@@ -369,8 +369,8 @@ def test_it_is_far_better_than_the_mean_and_than_constant_velocity(known, asked,
     def true_of(motion):
         return form.of(motion_models.rolled(motion, DURATION_S, form.history_ends))
 
-    def numbers_of(said):
-        return said.waypoints_m or [[said.speed_mps], [said.displacement_m]]
+    def numbers_of(content):
+        return content.waypoints_m or [[content.speed_mps], [content.displacement_m]]
 
     ridge, mean = fitted(known, true_of), baselines.constants(map(true_of, known[0]))["mean"]
     off = {"ridge": [], "mean": [], "constant_velocity": []}
@@ -455,7 +455,9 @@ def test_a_handful_of_windows_is_enough_to_answer():
     assert SUMMARY.parse(SUMMARY.write(ridge.predict(pasts[0])))
 
 
-@pytest.mark.parametrize("answers", [[], [Said(cause="It is red.")]], ids=["none", "only a cause"])
+@pytest.mark.parametrize(
+    "answers", [[], [Content(cause="It is red.")]], ids=["none", "only a cause"]
+)
 def test_no_windows_and_nothing_to_predict_are_refused(answers):
     with pytest.raises(AvomniError, match="nothing that past motion could predict"):
         EgoMotion.fit([seen(Motion(3.0))] * len(answers), answers)

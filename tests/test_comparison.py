@@ -11,7 +11,7 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.evaluation.comparison import compare
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Content, target
 from tests.answered import drives, straight, summaries, table
 
 MEAN = (10.0, 15.0)
@@ -147,7 +147,7 @@ def test_runs_of_two_targets_are_compared_by_what_both_say(tmp_path):
         )
         for each, meta in zip(STRAIGHT, manoeuvres, strict=True)
     ]
-    about = dataclasses.replace(FULL, of=lambda truth: Said(along="hold", across="straight"))
+    about = dataclasses.replace(FULL, of=lambda truth: Content(along="hold", across="straight"))
     mean = [full[0]] * len(STRAIGHT)
     a = run(tmp_path / "a", summaries(ASKED, MEAN, adapted=PREDICTED))
     b = run(tmp_path / "b", table(about, STRAIGHT, {"mean": mean, "adapted": full}))
@@ -168,7 +168,7 @@ def test_runs_of_two_targets_are_compared_by_what_both_say(tmp_path):
 
 def test_macro_f1_of_two_runs_that_say_other_classes(tmp_path):
     right, wrong = (
-        [META.write(Said(along=along, across="straight"))] * len(STRAIGHT)
+        [META.write(Content(along=along, across="straight"))] * len(STRAIGHT)
         for along in ("hold", "strong brake")
     )
     a = run(tmp_path / "a", table(META, STRAIGHT, {"mean": right, "adapted": wrong}))

@@ -65,7 +65,7 @@ def test_a_target_is_added_by_its_recipe(tmp_path, monkeypatch):
         monkeypatch.setitem(getattr(scores, name), short.name, eval(value))
     asked, _ = drives(3)
     right = [short.render(each.truth) for each in asked]
-    wrong = [short.write(targets.Said(1.0, 1.5, 1.5))] * len(asked)
+    wrong = [short.write(targets.Content(1.0, 1.5, 1.5))] * len(asked)
     assert all(re.fullmatch(short.pattern, text) for text in right)
     assert short.read("a speed of nothing") is None
     figures = metrics.figures(table(short, asked, {"mean": wrong, "base": right}))

@@ -19,7 +19,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.params import user_code
 from avomni_lib.training.model import generate
-from avomni_lib.training.targets import Said, motion_models, target
+from avomni_lib.training.targets import Content, motion_models, target
 from avomni_lib.training.targets.future import FUTURE_V1
 from tests.short_windows import AHEAD_S, p_of
 
@@ -590,14 +590,14 @@ class Recorded:
     def path(self, speed):
         if speed > 200:
             return "I cannot say."
-        return FUTURE_V1.write(Said(waypoints_m=tuple((speed * t, 0.0) for t in AHEAD_S)))
+        return FUTURE_V1.write(Content(waypoints_m=tuple((speed * t, 0.0) for t in AHEAD_S)))
 
 
 @pytest.fixture
 def asked(monkeypatch):
     def made(**changes):
         answerer = Recorded(p_of(**changes))
-        monkeypatch.setattr(generate, "say", answerer.say)
+        monkeypatch.setattr(generate, "generate_texts", answerer.say)
         return answerer
 
     return made

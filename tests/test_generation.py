@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from avomni_lib.dataset import cameras
 from avomni_lib.training.backbones import Video, backbone
-from avomni_lib.training.model.generate import Sampling, say
+from avomni_lib.training.model.generate import Sampling, generate_texts
 from avomni_lib.training.prompt.conversation import Conversation, collate
 from avomni_lib.training.targets import target
 from avomni_world.tiny_base import make
@@ -79,7 +79,7 @@ def test_answers_are_the_most_likely_tokens_though_the_checkpoint_would_sample(
     preferred.do_sample, preferred.temperature, preferred.top_k = True, 9.0, 40
     preferred.repetition_penalty = 3.0
     windows = images(3)
-    answers = say(model, talk, windows, MAX_NEW_TOKENS)
+    answers = generate_texts(model, talk, windows, MAX_NEW_TOKENS)
     assert answers == [most_likely(model, talk, frames) for frames in windows]
     assert len(set(answers)) > 1, (
         "the answers must depend on the frames for this test to say anything"
@@ -89,28 +89,30 @@ def test_answers_are_the_most_likely_tokens_though_the_checkpoint_would_sample(
 def test_prompts_of_different_lengths_are_answered_as_alone(model, talk):
     windows = images(4)
     histories = ["", " Speed there: 5.23m/s.", " none", " Speed there: 5.23m/s. Rows from the top."]
-    answers = say(model, talk, windows, MAX_NEW_TOKENS, histories=histories)
+    answers = generate_texts(model, talk, windows, MAX_NEW_TOKENS, histories=histories)
     assert answers == [
         most_likely(model, talk, *pair) for pair in zip(windows, histories, strict=True)
     ]
-    assert say(model, talk, windows, MAX_NEW_TOKENS)[1:] != answers[1:], "the history must matter"
+    assert generate_texts(model, talk, windows, MAX_NEW_TOKENS)[1:] != answers[1:], (
+        "the history must matter"
+    )
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        say(model, talk, windows, MAX_NEW_TOKENS, histories=histories[:3])
+        generate_texts(model, talk, windows, MAX_NEW_TOKENS, histories=histories[:3])
 
 
 def test_an_answer_without_an_end_is_kept_as_far_as_it_got(model, talk):
     windows = images(2)
-    long, short = say(model, talk, windows, 24), say(model, talk, windows, 16)
+    long, short = generate_texts(model, talk, windows, 24), generate_texts(model, talk, windows, 16)
     assert all(whole.startswith(part) for whole, part in zip(long, short, strict=True))
     assert all(talk.target.parse(text) is None for text in short)
 
 
 def test_a_model_in_training_answers_without_dropout_and_goes_on_training(model, talk):
     windows = images(2)
-    expected = say(model, talk, windows, MAX_NEW_TOKENS)
+    expected = generate_texts(model, talk, windows, MAX_NEW_TOKENS)
     model.train()
     try:
-        assert say(model, talk, windows, MAX_NEW_TOKENS) == expected
+        assert generate_texts(model, talk, windows, MAX_NEW_TOKENS) == expected
         assert model.training
     finally:
         model.eval()
@@ -119,22 +121,22 @@ def test_a_model_in_training_answers_without_dropout_and_goes_on_training(model,
 def test_drawn_answers_follow_from_their_seed_alone(model, talk):
     windows = images(3)
     torch.manual_seed(1)
-    first = say(model, talk, windows, MAX_NEW_TOKENS, sampling=WARM)
+    first = generate_texts(model, talk, windows, MAX_NEW_TOKENS, sampling=WARM)
     torch.rand(7)
-    assert say(model, talk, windows, MAX_NEW_TOKENS, sampling=WARM) == first
+    assert generate_texts(model, talk, windows, MAX_NEW_TOKENS, sampling=WARM) == first
     other = Sampling(WARM.temperature, WARM.top_p, WARM.seed + 1)
-    assert say(model, talk, windows, MAX_NEW_TOKENS, sampling=other) != first
+    assert generate_texts(model, talk, windows, MAX_NEW_TOKENS, sampling=other) != first
 
 
 def test_drawing_leaves_the_generator_as_it_was(model, talk):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    say(model, talk, images(1), 4, sampling=WARM)
+    generate_texts(model, talk, images(1), 4, sampling=WARM)
     assert torch.equal(torch.rand(3), expected)
     with pytest.raises(ValueError):  # a temperature of 0 is refused by transformers
         torch.manual_seed(5)
-        say(model, talk, images(1), 4, sampling=Sampling(temperature=0.0))
+        generate_texts(model, talk, images(1), 4, sampling=Sampling(temperature=0.0))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -142,27 +144,27 @@ def test_answers_are_drawn_by_temperature_and_top_p_and_nothing_of_the_checkpoin
     model, talk, preferred
 ):
     windows = images(2)
-    greedy = say(model, talk, windows, MAX_NEW_TOKENS)
+    greedy = generate_texts(model, talk, windows, MAX_NEW_TOKENS)
     narrow = Sampling(temperature=1.0, top_p=1e-6, seed=3)
-    assert say(model, talk, windows, MAX_NEW_TOKENS, sampling=narrow) == greedy
+    assert generate_texts(model, talk, windows, MAX_NEW_TOKENS, sampling=narrow) == greedy
     cold = Sampling(temperature=1e-6, top_p=1.0, seed=3)
-    assert say(model, talk, windows, MAX_NEW_TOKENS, sampling=cold) == greedy
-    drawn = say(model, talk, windows, MAX_NEW_TOKENS, sampling=WARM)
+    assert generate_texts(model, talk, windows, MAX_NEW_TOKENS, sampling=cold) == greedy
+    drawn = generate_texts(model, talk, windows, MAX_NEW_TOKENS, sampling=WARM)
     assert drawn != greedy
     preferred.top_k, preferred.temperature, preferred.repetition_penalty = 1, 9.0, 3.0
-    assert say(model, talk, windows, MAX_NEW_TOKENS, sampling=WARM) == drawn
+    assert generate_texts(model, talk, windows, MAX_NEW_TOKENS, sampling=WARM) == drawn
 
 
 @pytest.mark.parametrize("sampling", [None, WARM], ids=["greedy", "drawn"])
 def test_constrained_answers_have_the_targets_form_where_free_ones_have_not(model, talk, sampling):
     windows, parse = images(4), talk.target.parse
-    free = say(model, talk, windows, 64, sampling=sampling)
+    free = generate_texts(model, talk, windows, 64, sampling=sampling)
     assert [parse(text) for text in free] == [None] * 4
-    answers = say(model, talk, windows, 64, sampling=sampling, constrained=True)
+    answers = generate_texts(model, talk, windows, 64, sampling=sampling, constrained=True)
     assert all(parse(text) for text in answers)
     assert len(set(answers)) == 4, "what the pattern leaves open is the model's to say"
     # What max_new_tokens cuts off is kept as far as it got.
-    cut = say(model, talk, windows, 9, sampling=sampling, constrained=True)
+    cut = generate_texts(model, talk, windows, 9, sampling=sampling, constrained=True)
     assert all(text.startswith("<think>\nAvg Velocity: ") and parse(text) is None for text in cut)
     if sampling is None:
         assert all(whole.startswith(part) for whole, part in zip(answers, cut, strict=True))
@@ -173,6 +175,6 @@ def test_a_model_that_knows_the_form_says_the_same_freely_and_held_to_it():
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder)
     talk = make.conversation(model, AutoTokenizer.from_pretrained(folder))
     windows = 112 + images(3, size=talk.frame_shape[:3]) // 8  # it keeps no form under strong noise
-    free = say(model, talk, windows, 64)
+    free = generate_texts(model, talk, windows, 64)
     assert all(talk.target.parse(text) for text in free)
-    assert say(model, talk, windows, 64, constrained=True) == free
+    assert generate_texts(model, talk, windows, 64, constrained=True) == free

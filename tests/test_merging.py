@@ -27,7 +27,7 @@ from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export import merge
 from avomni_lib.training.fit import checkpoints
 from avomni_lib.training.model import adapter, load, place
-from avomni_lib.training.model.generate import say
+from avomni_lib.training.model.generate import generate_texts
 from avomni_lib.training.prompt.conversation import collate
 from tests import training_set
 
@@ -148,8 +148,10 @@ def test_nothing_but_the_rounding_differs(trained, merged):
 def test_plain_transformers_and_plain_peft_give_the_same_answers(trained, merged, monkeypatch):
     frames, talk = frames_of(WINDOWS), training_set.conversation()
     base = load.load_base(trained).model
-    bare = say(base, talk, frames, 24)
-    ours = say(load.load_adapter(base, adapter.adapter_dir(trained), trained), talk, frames, 24)
+    bare = generate_texts(base, talk, frames, 24)
+    ours = generate_texts(
+        load.load_adapter(base, adapter.adapter_dir(trained), trained), talk, frames, 24
+    )
     assert ours != bare and len(set(ours)) > 1
 
     card = (adapter.adapter_dir(trained) / "README.md").read_text()
@@ -159,9 +161,9 @@ def test_plain_transformers_and_plain_peft_give_the_same_answers(trained, merged
     exec(snippet, names)
     assert type(names["model"]).__module__.startswith("peft.")
     talk = training_set.conversation(names["tokenizer"])
-    assert say(names["model"], talk, frames, 24) == ours
+    assert generate_texts(names["model"], talk, frames, 24) == ours
 
-    assert say(plain(merged["bfloat16"]), talk, frames, 24) == ours
+    assert generate_texts(plain(merged["bfloat16"]), talk, frames, 24) == ours
 
 
 def test_the_merged_models_own_snippet_loads_it(merged, monkeypatch):

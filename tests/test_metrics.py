@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.scene import Scene
 from avomni_lib.evaluation import metrics
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Content, target
 from tests.answered import DURATION_S, SUMMARY, drives, straight, summaries, summary, table, window
 
 TRUE = [(10.0, 15.0), (12.0, 18.0), (0.0, 0.0), (4.0, 6.0)]
@@ -273,7 +273,7 @@ def futures():
 
 
 def paths(*waypoints):
-    return [FUTURE.write(Said(waypoints_m=each)) for each in waypoints]
+    return [FUTURE.write(Content(waypoints_m=each)) for each in waypoints]
 
 
 def test_paths_by_hand():
@@ -329,7 +329,7 @@ def test_windows_without_a_future_are_refused():
 
 
 def manoeuvres(*pairs_):
-    return [META.write(Said(along=along, across=across)) for along, across in pairs_]
+    return [META.write(Content(along=along, across=across)) for along, across in pairs_]
 
 
 def meta_table(**predicted):
@@ -399,7 +399,7 @@ def test_causes_by_hand_and_by_who_wrote_them():
     truths = [COC.of(each.truth) for each in asked]
     assert [each.cause_from for each in truths] == ["event"] * 2 + ["template"] * 2
     predicted = ["the car stops", "The car waits.", truths[2].cause, truths[3].cause]
-    texts = {"adapted": [COC.write(Said(cause=each)) for each in predicted[:3]] + ["?<>"]}
+    texts = {"adapted": [COC.write(Content(cause=each)) for each in predicted[:3]] + ["?<>"]}
     figures = metrics.figures(table(COC, asked, texts))
     # 3 of 3 and 6 words are shared; there is no mean to stand in for what cannot be read.
     first = 2 * 3 / (3 + 6)

@@ -17,7 +17,7 @@ from avomni_lib.evaluation.claims import FEWEST_CLIPS, claims
 from avomni_lib.evaluation.scores import metric
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas, evaluation, ladder, paths, targets
-from avomni_lib.training.targets import TARGETS, Said, target
+from avomni_lib.training.targets import TARGETS, Content, target
 from tests import answered_windows, cached_run
 from tests.pictures import finding, fits_a_notebook, names_its_axes
 from tests.published_set import Drive, clip_id_of
@@ -322,10 +322,10 @@ def test_a_car_that_stands_has_a_path_to_lay_an_answer_along():
 
 def test_an_answer_in_short():
     assert paths.describe(None) == "cannot be read"
-    said = Said(speed_mps=5.234, displacement_m=42.15, along="hold", across="nudge left")
+    said = Content(speed_mps=5.234, displacement_m=42.15, along="hold", across="nudge left")
     assert paths.describe(said) == "5.23 m/s, 42.1 m; hold, nudge left"
     path = tuple((float(n), -0.5 * n) for n in range(1, 17))
-    assert paths.describe(Said(waypoints_m=path)) == "in 6.4 s 16.0 m ahead, 8.0 m right"
+    assert paths.describe(Content(waypoints_m=path)) == "in 6.4 s 16.0 m ahead, 8.0 m right"
 
 
 def test_manoeuvres_are_drawn_as_they_are_decided(windows):

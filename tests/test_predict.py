@@ -52,7 +52,7 @@ def test_a_window_is_answered_as_the_evaluation_answers_it(p, answerer):
     target = talk.target
     for index, each in enumerate(told):
         assert each.subject.truth == target.render(windows.truth(index))
-        if each.answer.said is None:
+        if each.answer.content is None:
             assert each.off is None
 
 
@@ -144,7 +144,7 @@ def test_the_command_prints_an_object_and_draws_a_picture(p, tmp_path, capsys):
     picture = tmp_path / "answer.png"
     made = cli.call(["predict", str(path), "--window", "0", "--out", str(picture)])
     json.dumps(made.figures)
-    assert {"about", "model", "answer", "truth", "said", "seconds"} <= made.figures.keys()
+    assert {"about", "model", "answer", "truth", "content", "seconds"} <= made.figures.keys()
     assert made.figures["model"] == "adapted"
     with Image.open(picture) as drawn:
         assert drawn.width > 800

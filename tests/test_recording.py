@@ -18,7 +18,7 @@ from avomni_lib.live.session import Session
 from avomni_lib.notebook.plots import live as plots
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import history, samples
-from avomni_lib.training.targets import Said, target_of
+from avomni_lib.training.targets import Content, target_of
 from tests import cached_training
 
 ANSWER = "<think>\nAvg Velocity: 5.00m/s. Total displacement: 1.50m.\n</think>\n"
@@ -129,7 +129,7 @@ def test_small_and_long_tiles_are_drawn_without_a_warning(played, tile):
     path = tuple((float(x), 0.01 * x * x) for x in range(1, 17))
     frames = np.zeros((2, 2 * height, 2 * width, 3), np.uint8)
     asked = dataclasses.replace(made.subject, frames=frames)
-    answer = dataclasses.replace(made.answer, said=Said(waypoints_m=path))
+    answer = dataclasses.replace(made.answer, content=Content(waypoints_m=path))
     made = dataclasses.replace(made, subject=asked, answer=answer)
     assert list(plots.paths_of(made)) == ["predicted"]
     drawn = plots.picture(run, made)

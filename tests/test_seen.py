@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avomni_lib.training.model.generate import say
+from avomni_lib.training.model.generate import generate_texts
 from avomni_lib.training.model.seen import Seen
 from tests import families, training_set
 
@@ -37,7 +37,7 @@ def drive(shape: tuple[int, ...], hop: int, count: int) -> list[np.ndarray]:
 def asked(model, talk, windows, seen=None):
     told = []
     for frames in windows:
-        (text,) = say(model, talk, frames[None], 12)
+        (text,) = generate_texts(model, talk, frames[None], 12)
         told.append((text, seen and seen.num_frames))
     return [text for text, _ in told], [num for _, num in told]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.targets import TARGETS, Said, target
+from avomni_lib.training.targets import TARGETS, Content, target
 from avomni_lib.training.targets.form import FIGURES
 from tests.known_paths import truths
 
@@ -30,13 +30,13 @@ def test_summary_is_the_asked_text_byte_for_byte():
 
 
 def test_summary_is_read_back():
-    assert SUMMARY.parse(GIVEN_TEXT) == Said(5.23, 42.15, 42.1)
+    assert SUMMARY.parse(GIVEN_TEXT) == Content(5.23, 42.15, 42.1)
 
 
 @given(lengths, lengths)
 def test_what_is_rendered_is_read_back(speed, path):
     read = SUMMARY.parse(SUMMARY.render(truth(speed, path)))
-    assert read == Said(float(f"{speed:.2f}"), float(f"{path:.2f}"), float(f"{path:.1f}"))
+    assert read == Content(float(f"{speed:.2f}"), float(f"{path:.2f}"), float(f"{path:.1f}"))
 
 
 @given(lengths, lengths)
@@ -52,7 +52,7 @@ def test_reading_is_the_inverse_of_writing(speed, path):
     "around", ["{}", "{}<|im_end|>", "{}<|im_end|>\n", " \n{}\n<|endoftext|><|endoftext|>"]
 )
 def test_whitespace_and_end_tokens_around_an_answer_are_no_fault(around):
-    assert SUMMARY.parse(around.format(GIVEN_TEXT)) == Said(5.23, 42.15, 42.1)
+    assert SUMMARY.parse(around.format(GIVEN_TEXT)) == Content(5.23, 42.15, 42.1)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_what_was_never_driven_is_not_rendered(speed):
 )
 def test_other_words_around_the_numbers_are_read_leniently(text):
     assert SUMMARY.parse(text) is None
-    assert SUMMARY.read(text) == Said(5.23, 42.15, 42.1)
+    assert SUMMARY.read(text) == Content(5.23, 42.15, 42.1)
 
 
 def test_an_action_line_may_be_missing_to_a_lenient_reader():
-    assert SUMMARY.read(GIVEN_TEXT.rpartition("\n")[0]) == Said(5.23, 42.15, 42.15)
+    assert SUMMARY.read(GIVEN_TEXT.rpartition("\n")[0]) == Content(5.23, 42.15, 42.15)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.targets import Said, causes, target
+from avomni_lib.training.targets import Content, causes, target
 from avomni_lib.training.targets.causes import FRONT_M, NOTHING
 from avomni_lib.training.targets.coc import LONGEST, sentence, word_f1
 from tests.known_paths import Arc, other, truth, truths
@@ -137,7 +137,7 @@ def test_a_reversing_car_has_nothing_ahead():
 
 def test_what_people_wrote_goes_before_templates():
     said = COC.of(truth(BRAKING, ahead(3), event="  Yield to the\n worker with a flag. "))
-    assert said == Said(cause="Yield to the worker with a flag.", cause_from="event")
+    assert said == Content(cause="Yield to the worker with a flag.", cause_from="event")
 
 
 @pytest.mark.parametrize("event", [None, "", " \n", "…", "<|>"])
@@ -176,8 +176,8 @@ def test_a_sentence_has_the_form_and_stays_as_it_is(text):
     assert sentence(made) == made
     if made:
         assert len(made) <= LONGEST and made.count(".") == 1
-        assert COC.parse(made) == COC.read(made) == Said(cause=made)
-        assert COC.write(Said(cause=made)) == made
+        assert COC.parse(made) == COC.read(made) == Content(cause=made)
+        assert COC.write(Content(cause=made)) == made
     else:
         assert not any(letter in text for letter in "ab1")
 
@@ -226,7 +226,7 @@ def test_a_text_without_a_whole_sentence_is_not_read(text):
 
 def test_a_cause_without_a_word_is_not_written():
     with pytest.raises(AvomniError, match="no sentence"):
-        COC.write(Said(cause=None))
+        COC.write(Content(cause=None))
 
 
 def test_word_f1_counts_words_as_often_as_they_stand():
@@ -257,6 +257,6 @@ def test_word_f1_is_the_mean_of_precision_and_recall(said, true):
 
 
 def test_the_error_is_one_less_word_f1():
-    said, true = Said(cause="the car stops"), Said(cause="the car drives on")
+    said, true = Content(cause="the car stops"), Content(cause="the car drives on")
     assert COC.error(said, true) == pytest.approx(3 / 7)
     assert COC.error(true, true) == 0

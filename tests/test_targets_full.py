@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Content, target
 from avomni_lib.training.targets.full import summary_of
 from tests.known_paths import Arc, other, truth, truths
 
@@ -97,7 +97,7 @@ def test_the_error_is_the_summarys():
     true = FULL.parse(TEXT)
     assert FULL.error(replace(true, speed_mps=7.23, cause="Else."), true) == pytest.approx(2.0)
     assert FULL.figure == SUMMARY.figure
-    assert FULL.of(ONE) == Said(
+    assert FULL.of(ONE) == Content(
         speed_mps=5.2299,
         displacement_m=42.149,
         action_m=42.149,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Content, target
 from avomni_lib.training.targets.future import at_10hz
 from tests.known_paths import Arc, truth, truths
 
@@ -38,15 +38,15 @@ def test_waypoints_are_every_fourth_pose():
 
 @given(paths)
 def test_what_is_written_is_read_back_to_the_centimetre(path):
-    text = FUTURE.write(Said(waypoints_m=path))
+    text = FUTURE.write(Content(waypoints_m=path))
     read = FUTURE.parse(text)
-    assert read == Said(waypoints_m=tuple((round(x, 2), round(y, 2)) for x, y in path))
+    assert read == Content(waypoints_m=tuple((round(x, 2), round(y, 2)) for x, y in path))
     assert "-0.00" not in text
     assert FUTURE.write(read) == text
 
 
 def test_a_standing_car_has_no_negative_zeros():
-    said = Said(waypoints_m=((-0.0, -0.004),) * 16)
+    said = Content(waypoints_m=((-0.0, -0.004),) * 16)
     assert FUTURE.write(said) == "Waypoints:" + " (0.00,0.00)" * 16
 
 
@@ -96,7 +96,7 @@ def test_fewer_than_16_places_are_not_read(text):
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 9999.996, -1e300])
 def test_a_place_that_no_car_reaches_is_not_written(wrong):
     with pytest.raises(AvomniError, match="01_audit"):
-        FUTURE.write(Said(waypoints_m=((0.0, 0.0),) * 15 + ((0.0, wrong),)))
+        FUTURE.write(Content(waypoints_m=((0.0, 0.0),) * 15 + ((0.0, wrong),)))
 
 
 def test_a_window_without_a_future_says_what_to_do():
@@ -121,12 +121,12 @@ def test_a_steady_straight_drive_is_told_without_loss():
 
 
 def test_the_error_is_the_mean_distance_at_10_hz():
-    said = Said(waypoints_m=tuple((5.0 * t, 0.0) for t in 0.4 * np.arange(1, 17)))
+    said = Content(waypoints_m=tuple((5.0 * t, 0.0) for t in 0.4 * np.arange(1, 17)))
     # 1 m/s faster: t metres too far at t; the mean of 0.1, 0.2 … 6.4.
-    fast = Said(waypoints_m=tuple((6.0 * t, 0.0) for t in 0.4 * np.arange(1, 17)))
+    fast = Content(waypoints_m=tuple((6.0 * t, 0.0) for t in 0.4 * np.arange(1, 17)))
     assert FUTURE.error(fast, said) == pytest.approx(3.25)
     # 3 m and 4 m off from the first waypoint on; on the way there, 1/4, 2/4 and 3/4 of it.
-    aside = Said(waypoints_m=tuple((x + 3.0, y + 4.0) for x, y in said.waypoints_m))
+    aside = Content(waypoints_m=tuple((x + 3.0, y + 4.0) for x, y in said.waypoints_m))
     assert FUTURE.error(aside, said) == pytest.approx((62.5 * 5) / 64)
 
 

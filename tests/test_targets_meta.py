@@ -8,7 +8,7 @@ import pytest
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Content, target
 from tests.known_paths import Arc, truth
 
 META = target("meta_v1")
@@ -22,7 +22,7 @@ def test_a_manoeuvre_is_written_in_one_line():
 
 @pytest.mark.parametrize(("along", "across"), EVERY)
 def test_every_manoeuvre_is_read_back_strictly_and_leniently(along, across):
-    said = Said(along=along, across=across)
+    said = Content(along=along, across=across)
     text = META.write(said)
     assert META.parse(text) == META.read(text) == said
     loose = f"the MANEUVER is\n {along.upper().replace(' ', '  ')} and {across.title()}, I think"
@@ -49,7 +49,7 @@ def test_anything_but_the_full_form_is_no_answer(text):
 
 def test_a_title_tells_where_the_labels_stand():
     text = "After a stop the road goes straight. Manoeuvre: gentle brake, nudge left"
-    assert META.read(text) == Said(along="gentle brake", across="nudge left")
+    assert META.read(text) == Content(along="gentle brake", across="nudge left")
 
 
 @pytest.mark.parametrize("text", ["", "hold", "straight", "brake, straight", "withhold, straight"])
@@ -58,16 +58,16 @@ def test_a_label_that_is_missing_is_not_read(text):
 
 
 def test_the_error_is_the_share_of_wrong_labels():
-    true = Said(along="hold", across="straight")
+    true = Content(along="hold", across="straight")
     assert META.error(true, true) == 0
-    assert META.error(Said(along="stop", across="straight"), true) == 0.5
-    assert META.error(Said(along="hold", across="u-turn"), true) == 0.5
-    assert META.error(Said(along="stop", across="u-turn"), true) == 1
+    assert META.error(Content(along="stop", across="straight"), true) == 0.5
+    assert META.error(Content(along="hold", across="u-turn"), true) == 0.5
+    assert META.error(Content(along="stop", across="u-turn"), true) == 1
 
 
 def test_what_is_no_manoeuvre_is_not_written():
     with pytest.raises(AvomniError, match="'brake' and None"):
-        META.write(Said(along="brake"))
+        META.write(Content(along="brake"))
 
 
 def test_a_window_without_a_future_says_what_to_do():

@@ -16,7 +16,7 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.training.model.constrained import Constraint
 from avomni_lib.training.prompt.conversation import collate, prompt_text
-from avomni_lib.training.targets import Said
+from avomni_lib.training.targets import Content
 from avomni_world.scene import towns
 from avomni_world.scene.scenes import make_scene
 from avomni_world.tiny_base import drives as tiny_drives
@@ -117,7 +117,7 @@ metres = st.tuples(st.floats(0, 159.9), st.floats(-27.9, 27.9))
 @settings(max_examples=60)
 def test_a_waypoint_is_three_tokens(waypoints):
     words = shipped_words()
-    answer = make.FUTURE.write(Said(waypoints_m=tuple(waypoints)))
+    answer = make.FUTURE.write(Content(waypoints_m=tuple(waypoints)))
     tokens = words.encode(answer)
     assert len(tokens) == 2 + 3 * 16
     assert words.decode(tokens) == answer
@@ -125,13 +125,13 @@ def test_a_waypoint_is_three_tokens(waypoints):
 
 def test_waypoints_that_have_no_tokens_of_their_own_are_written_all_the_same(words):
     far = ((-0.04, 0.0), (-3.5, -0.01), (175.25, 40.5), (1234.56, -987.65)) * 4
-    answer = make.FUTURE.write(Said(waypoints_m=far))
+    answer = make.FUTURE.write(Content(waypoints_m=far))
     assert words.decode(words.encode(answer)) == answer
 
 
 def test_a_path_can_be_held_to_its_form(words):
     """Its tokens hold pieces of the pattern, as 0,3 of {0,3}."""
-    answer = make.FUTURE.write(Said(waypoints_m=((0.5, 0.0), (12.34, -0.56)) * 8))
+    answer = make.FUTURE.write(Content(waypoints_m=((0.5, 0.0), (12.34, -0.56)) * 8))
     ids = [*words.encode(answer), words.eos_token_id]
     constraint = Constraint(words, words.eos_token_id, [make.FUTURE.pattern])
     for place, token in enumerate(ids):
@@ -324,7 +324,7 @@ def test_it_reads_the_speed_off_the_pixels_alone(model, words, tmp_path):
     talk = make.conversation(model, words)
 
     def error_of(shown: np.ndarray) -> tuple[float, np.ndarray]:
-        answers = make.say(model, talk, shown.reshape(-1, *shown.shape[2:]))
+        answers = make.generate_texts(model, talk, shown.reshape(-1, *shown.shape[2:]))
         read = [TARGET.parse(answer) for answer in answers]
         said = np.array([each.speed_mps if each else np.nan for each in read])
         said = said.reshape(truth.shape)

@@ -303,7 +303,7 @@ def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path
         def truth(self, index):
             return training_set.Truth(0.3, 1.0, 1.0, 1.0)
 
-    monkeypatch.setattr(generate, "say", say)
+    monkeypatch.setattr(generate, "generate_texts", say)
     training = {"num_epochs": 2, "heldout_windows": 3, "patience": 2}
     p = training_set.params(tmp_path, base_folder, training=training)
     trained = worker.work(p, windows=training_set.Stripes(24), held_out=Slow(7))

@@ -304,9 +304,9 @@ class ModelPolicy:
         pasts = [samples.past_words(self.p, wheels[each].pasts.__getitem__) for each in due]
         frames = [ready.frames for ready in due.values()]
         if self.sees or any(pasts):
-            texts = self._say(frames, pasts)
+            texts = self._generate(frames, pasts)
         else:  # all such windows are one: it is asked about once
-            self._black = self._black or self._say(frames[:1], pasts[:1])
+            self._black = self._black or self._generate(frames[:1], pasts[:1])
             texts = self._black * len(due)
         for number, text in zip(due, texts, strict=True):
             answer = self._answerer.target.read(text)
@@ -318,10 +318,10 @@ class ModelPolicy:
                 before, kept = wheel.plan, self._smoothing
                 wheel.plan = new if before is None else kept * before + (1 - kept) * new
 
-    def _say(self, frames: Sequence[np.ndarray], pasts: Sequence[str]) -> list[str]:
-        from avomni_lib.training.model.generate import say_all
+    def _generate(self, frames: Sequence[np.ndarray], pasts: Sequence[str]) -> list[str]:
+        from avomni_lib.training.model.generate import generate_all
 
-        return say_all(
+        return generate_all(
             self._answerer.model,
             self._answerer.conversation,
             frames,

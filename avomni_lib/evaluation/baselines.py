@@ -12,7 +12,7 @@ import numpy as np
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.trajectory import HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.training.prompt import history
-from avomni_lib.training.targets import Said, Target
+from avomni_lib.training.targets import Content, Target
 from avomni_lib.training.targets.constants import constants
 from avomni_lib.training.targets.motion_models import MODELS, predict
 
@@ -45,7 +45,7 @@ class EgoMotion:
     outputs: dict[str, tuple[int, ...] | tuple[str, ...]]
 
     @classmethod
-    def fit(cls, pasts: Sequence[Trajectory], answers: Sequence[Said]) -> EgoMotion:
+    def fit(cls, pasts: Sequence[Trajectory], answers: Sequence[Content]) -> EgoMotion:
         """Learn what follows from a past, in closed form: (XᵀX + λ)⁻¹ Xᵀ Y.
 
         Args:
@@ -83,7 +83,7 @@ class EgoMotion:
         weights = np.linalg.solve(square, inputs.T @ (outputs - middle))
         return cls(centre, scale, middle, weights, fields)
 
-    def predict(self, past: Trajectory) -> Said:
+    def predict(self, past: Trajectory) -> Content:
         """What `Target.write` takes for the fields that were learned; the others are None."""
         values = self.middle + _standard(_features(past), self.centre, self.scale) @ self.weights
         fields: dict[str, Any] = {}
@@ -96,7 +96,7 @@ class EgoMotion:
                 fields[name] = tuple(map(tuple, part.reshape(known).tolist()))
             else:
                 fields[name] = max(float(part[0]), 0.0)
-        return Said(**fields, action_m=fields.get("displacement_m"))
+        return Content(**fields, action_m=fields.get("displacement_m"))
 
 
 def _features(past: Trajectory) -> np.ndarray:

@@ -34,7 +34,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export.card import SERVED_NAME
 from avomni_lib.training.model import adapter
-from avomni_lib.training.model.generate import Sampling, say
+from avomni_lib.training.model.generate import Sampling, generate_texts
 from avomni_lib.training.prompt.conversation import prompt_text, videos_of
 from avomni_lib.training.targets import target_of
 
@@ -114,7 +114,7 @@ class Local:
     def __call__(self, batch: Batch) -> list[str]:
         with self._adapter(batch.row):
             windows = self._shown[batch.row]
-            return say(
+            return generate_texts(
                 self._model,
                 self._conversation,
                 np.stack([windows.frames(index) for index in batch.indices]),

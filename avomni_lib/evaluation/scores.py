@@ -16,7 +16,7 @@ import pyarrow as pa
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap, trajectories
 from avomni_lib.params import user_code
-from avomni_lib.training.targets import Said, coc, target
+from avomni_lib.training.targets import Content, coc, target
 from avomni_lib.training.targets.form import bare
 
 # The parts of each target, and the primary figure of its ladder.
@@ -194,7 +194,7 @@ class Scores:
         places: np.ndarray | None = None,
         windows: slice = slice(None),
     ) -> np.ndarray:
-        """(R, n, ...) predictions of a field of `Said`: float64 of a shape, or strings and None.
+        """(R, n, ...) predictions of a field of `Content`: float64 of a shape, or strings and None.
 
         Args:
             shape: Shape of a numeric field; none for a string.
@@ -326,7 +326,7 @@ class Scores:
         about = target(self.target)
         truth = np.array(self.ground_truth("numbers_true").tolist())
         errors = np.abs(self.read("numbers", len(about.numbers)) - truth)
-        wanted = np.array([about.write(Said(numbers=tuple(row))) for row in truth], dtype=object)
+        wanted = np.array([about.write(Content(numbers=tuple(row))) for row in truth], dtype=object)
         texts = np.frompyfunc(lambda text: bare(text or ""), 1, 1)(self.predictions("answer"))
         return {
             **{f"{name}{OWN}": errors[..., i] for i, name in enumerate(about.numbers)},

@@ -19,7 +19,7 @@ from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
 from avomni_lib.training.model.seen import Seen
-from avomni_lib.training.targets import Said, Target, target_of
+from avomni_lib.training.targets import Content, Target, target_of
 
 # A model on the hub at one commit: owner/name@40 hex digits.
 ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})")
@@ -31,14 +31,14 @@ class Answer:
 
     Attributes:
         text: Without the prompt, padding and end-of-turn token.
-        said: The parsed text; None if it cannot be read.
+        content: The parsed text; None if it cannot be read.
         seconds: From frames on the host to the text.
         num_encoded: Number of frames (or squares, if the model uses them) that went through the
             vision tower, without those cached from previous windows; None if unknown.
     """
 
     text: str
-    said: Said | None
+    content: Content | None
     seconds: float
     num_encoded: int | None = None
 
@@ -92,7 +92,7 @@ class Answerer:
         Raises:
             AvomniError: the shape of the frames does not match the parameters.
         """
-        from avomni_lib.training.model.generate import say
+        from avomni_lib.training.model.generate import generate_texts
 
         if frames.shape != self.conversation.frame_shape:
             raise AvomniError(
@@ -100,7 +100,7 @@ class Answerer:
                 f"{self.conversation.frame_shape} (frames, height, width, colours)"
             )
         started = time.monotonic()
-        (text,) = say(
+        (text,) = generate_texts(
             self.model,
             self.conversation,
             frames[None],
@@ -156,12 +156,12 @@ class Prediction:
 
     def values(self) -> dict[str, Any]:
         """Plain values, for `--json`."""
-        said, true = self.answer.said, self.subject.true
+        content, true = self.answer.content, self.subject.true
         return {
             "about": self.subject.name,
             "model": self.model,
             "answer": self.answer.text,
-            "said": _known(said),
+            "content": _known(content),
             "truth": self.subject.truth,
             "true": _known(true),
             self.figure: self.off,
@@ -202,13 +202,13 @@ def predict(asked: Subject, answerer: Answerer) -> Prediction:
 def scored(asked: Subject, model: str, answer: Answer, target: Target) -> Prediction:
     """Score an answer, if it can be read and the ground truth is known."""
     off = None
-    if answer.said is not None and asked.true is not None:
-        off = round(float(target.error(answer.said, asked.true)), 4)
+    if answer.content is not None and asked.true is not None:
+        off = round(float(target.error(answer.content, asked.true)), 4)
     return Prediction(asked, model, answer, off, target.figure)
 
 
-def _known(said: Any) -> dict[str, Any] | None:
-    if said is None:
+def _known(content: Any) -> dict[str, Any] | None:
+    if content is None:
         return None
-    values = dataclasses.asdict(said)
+    values = dataclasses.asdict(content)
     return {name: value for name, value in values.items() if value is not None}

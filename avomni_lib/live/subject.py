@@ -19,7 +19,7 @@ from avomni_lib.etl.run.build import recipe_of
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import history, past, samples, tokens
-from avomni_lib.training.targets import Said, target_of
+from avomni_lib.training.targets import Content, target_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Subject:
     times_us: np.ndarray
     history: str = ""
     truth: str | None = None
-    true: Said | None = None
+    true: Content | None = None
     lens: tuple[Mapping[str, float], Mapping[str, float]] | None = None
 
 

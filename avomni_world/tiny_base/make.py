@@ -33,7 +33,7 @@ from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
 from avomni_lib.etl.clip.trajectory import STEP_S
 from avomni_lib.training.prompt.conversation import Conversation, collate, prompt_text
 from avomni_lib.training.prompt.history import text_of
-from avomni_lib.training.targets import Said, Target
+from avomni_lib.training.targets import Content, Target
 from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
 from avomni_world.publish.dataset import clip_id_of
 from avomni_world.tiny_base.drives import FIRST_SEED, HELD_OUT_SEED, HOME, Drives
@@ -74,7 +74,9 @@ def tokenizer() -> Qwen2Tokenizer:
         texts += [text_of(each.past, asked) for each in driven]
     texts += [TARGET.render(each) for each in driven]
     texts += ["Waypoints: (0.00,-0.00) (-0.00,0.00)"]
-    texts += [META.write(Said(along=along, across=across)) for along in ALONG for across in ACROSS]
+    texts += [
+        META.write(Content(along=along, across=across)) for along in ALONG for across in ACROSS
+    ]
     return make_tokenizer(texts, chat_template(), waypoint_tokens())
 
 
@@ -149,11 +151,11 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
         driven += [Driven.of(drive, i) for i in starts]
     shown = np.stack(windows)
 
-    def read(asked: Target, histories: list[str] | None = None) -> list[Said | None]:
+    def read(asked: Target, histories: list[str] | None = None) -> list[Content | None]:
         talk, answers = conversation(model, words, asked), []
         for i in range(0, len(shown), BATCH):
             told = histories[i : i + BATCH] if histories else None
-            answers += say(model, talk, shown[i : i + BATCH], told)
+            answers += generate_texts(model, talk, shown[i : i + BATCH], told)
         return [asked.parse(answer) for answer in answers]
 
     truth = np.array([each.speed_mps for each in driven])
@@ -166,7 +168,7 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
         "base": (plans := read(FUTURE)),
         "base_with_history": (told := read(FUTURE, histories)),
         "constant_velocity": [
-            Said(waypoints_m=tuple((float(x), 0.0) for x in steps * each.future.speed_mps))
+            Content(waypoints_m=tuple((float(x), 0.0) for x in steps * each.future.speed_mps))
             for each in driven
         ],
         "mean": [_mean_of(truths)] * len(truths),
@@ -181,24 +183,26 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
             "median": round(float(np.abs(np.median(truth) - truth).mean()), 4),
         },
         "ade_m": {
-            name: round(float(np.mean([_ade(*pair) for pair in zip(said, truths, strict=True)])), 4)
-            for name, said in rows.items()
+            name: round(
+                float(np.mean([_ade(*pair) for pair in zip(contents, truths, strict=True)])), 4
+            )
+            for name, contents in rows.items()
         },
     }
 
 
-def _mean_of(truths: list[Said]) -> Said:
+def _mean_of(truths: list[Content]) -> Content:
     mean = np.mean([each.waypoints_m for each in truths], axis=0)
-    return Said(waypoints_m=tuple((float(x), float(y)) for x, y in mean))
+    return Content(waypoints_m=tuple((float(x), float(y)) for x, y in mean))
 
 
-def _ade(said: Said | None, true: Said) -> float:
+def _ade(predicted: Content | None, true: Content) -> float:
     """What is not in the form counts as a car that stands still."""
-    return FUTURE.error(said or Said(waypoints_m=((0.0, 0.0),) * NUM_WAYPOINTS), true)
+    return FUTURE.error(predicted or Content(waypoints_m=((0.0, 0.0),) * NUM_WAYPOINTS), true)
 
 
 @torch.no_grad()
-def say(
+def generate_texts(
     model: Qwen3VLForConditionalGeneration,
     talk: Conversation,
     windows: np.ndarray,

@@ -20,7 +20,7 @@ from avomni_lib.training.targets.form import figure_in_words
 if TYPE_CHECKING:
     from avomni_lib.live.answerer import Prediction
     from avomni_lib.live.recording import Recording
-    from avomni_lib.training.targets import Said
+    from avomni_lib.training.targets import Content
 
 SCENE_PX, VIEW_PX, TEXT_PX, HEIGHT_PX = 560, 260, 360, 400
 LINE_CHARS, ANSWER_LINES = 48, 11  # limits for the text of an answer
@@ -64,7 +64,7 @@ def picture(p: Params, made: Prediction) -> canvas.Picture:
 
 def paths_of(made: Prediction) -> dict[str, np.ndarray]:
     """`predicted` and `driven` -> (N, 2) m in the rig's frame, starting at the rig, if known."""
-    paths = {"predicted": made.answer.said, "driven": made.subject.true}
+    paths = {"predicted": made.answer.content, "driven": made.subject.true}
     return {name: path for name, answer in paths.items() if (path := _path(answer)) is not None}
 
 
@@ -98,7 +98,7 @@ def draw_scene(axes: Axes, p: Params, made: Prediction) -> None:
         axes.plot(*pixels.T, color=PATHS[name][1], linewidth=2.5, alpha=0.85)
 
 
-def _path(answer: Said | None) -> np.ndarray | None:
+def _path(answer: Content | None) -> np.ndarray | None:
     if answer is None or answer.waypoints_m is None:
         return None
     return np.vstack([(0.0, 0.0), answer.waypoints_m])
@@ -167,7 +167,7 @@ def strip(p: Params, predictions: Sequence[Prediction], num: int = 6) -> canvas.
 def _words(made: Prediction) -> str:
     lines = canvas.fit(f"{made.subject.name}{off_in_words(made)}", CHARS, MAX_LINES)
     answer = made.answer
-    read = describe(answer.said) if answer.said else canvas.shortened(answer.text, 90)
+    read = describe(answer.content) if answer.content else canvas.shortened(answer.text, 90)
     lines += canvas.fit(f"answer: {read or '(nothing)'}", CHARS, MAX_LINES)
     if made.subject.true is not None:
         lines += canvas.fit(f"ground truth: {describe(made.subject.true)}", CHARS, MAX_LINES)

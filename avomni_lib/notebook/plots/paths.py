@@ -15,7 +15,7 @@ from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.scores import MODEL, Scores, metric
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets import Content, target
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Windows
@@ -41,9 +41,9 @@ class Shown(NamedTuple):
 
     clip_id: str
     window: int
-    true: Said
+    true: Content
     answers: Mapping[str, str | None]
-    predictions: Mapping[str, Said | None]
+    predictions: Mapping[str, Content | None]
 
 
 def worst(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
@@ -93,7 +93,7 @@ def shown(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
         answers[MODEL] = row["answer"]
         path, numbers = row["future_true_m"], row.get("numbers_true")
         waypoints = None if path is None else np.reshape(path, (16, -1, 2))[:, -1].tolist()
-        true = Said(
+        true = Content(
             speed_mps=row["speed_true_mps"],
             displacement_m=row["displacement_true_m"],
             action_m=row["displacement_true_m"],
@@ -107,7 +107,7 @@ def shown(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
     return windows
 
 
-def describe(prediction: Said | None) -> str:
+def describe(prediction: Content | None) -> str:
     """A short description of a prediction."""
     if prediction is None:
         return "cannot be read"

@@ -12,10 +12,10 @@ from typing import Any
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.training.model.generate import say_all
+from avomni_lib.training.model.generate import generate_all
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import Conversation
-from avomni_lib.training.targets import Said
+from avomni_lib.training.targets import Content
 from avomni_lib.training.targets.constants import constants
 
 SPLIT = "val"  # not `test`, because a checkpoint is chosen by it
@@ -38,7 +38,7 @@ class HeldOut:
     windows: Any
     indices: tuple[int, ...]
     conversation: Conversation
-    fallback: Said
+    fallback: Content
     max_new_tokens: int
 
     def errors(self, model: Any, rank: int = 0, num_ranks: int = 1) -> list[float]:
@@ -62,7 +62,7 @@ def predictions(
     frames = (windows.frames(index) for index in indices)
     pasts = (samples.history_of(index, windows, conversation) for index in indices)
     options = {"max_new_tokens": max_new_tokens, "at_a_time": AT_A_TIME}
-    return say_all(model, conversation, frames, pasts, **options)
+    return generate_all(model, conversation, frames, pasts, **options)
 
 
 def thinned(num_windows: int, at_most: int | None) -> list[int]:

@@ -31,7 +31,7 @@ class Sampling:
     seed: int = 0
 
 
-def say(
+def generate_texts(
     model: Any,
     conversation: Conversation,
     frames: np.ndarray,
@@ -104,7 +104,7 @@ def say(
     return [conversation.text_of(row) for row in tokens]
 
 
-def say_all(
+def generate_all(
     model: Any,
     conversation: Conversation,
     frames: Iterable[np.ndarray],
@@ -119,7 +119,7 @@ def say_all(
     while batch := list(itertools.islice(windows, at_a_time)):
         shown, past = zip(*batch, strict=True)
         options = {"histories": past, "constrained": constrained}
-        texts += say(model, conversation, np.stack(shown), max_new_tokens, **options)
+        texts += generate_texts(model, conversation, np.stack(shown), max_new_tokens, **options)
     return texts
 
 

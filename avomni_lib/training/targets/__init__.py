@@ -19,14 +19,14 @@ from dataclasses import replace
 from avomni_lib.errors import pick
 from avomni_lib.params import Params, user_code
 from avomni_lib.training.targets.coc import COC_V1
-from avomni_lib.training.targets.form import Said, Target
+from avomni_lib.training.targets.form import Content, Target
 from avomni_lib.training.targets.full import FULL_V1
 from avomni_lib.training.targets.future import FUTURE_V1
 from avomni_lib.training.targets.meta import META_V1
 from avomni_lib.training.targets.own import own_target
 from avomni_lib.training.targets.summary import SUMMARY_V1
 
-__all__ = ["TARGETS", "Said", "Target", "target", "target_of"]
+__all__ = ["TARGETS", "Content", "Target", "target", "target_of"]
 
 TARGETS = {each.name: each for each in (SUMMARY_V1, FUTURE_V1, META_V1, COC_V1, FULL_V1)}
 

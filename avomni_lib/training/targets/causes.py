@@ -1,7 +1,7 @@
 """Causes of the car's behaviour from the positions of other road users, as filled templates.
 
-They are guesses from automatically labelled boxes, and marked as such (`Said.cause_from`): lanes,
-lights and signs are unknown. The first rule that holds is used:
+They are guesses from automatically labelled boxes, and marked as such (`Content.cause_from`):
+lanes, lights and signs are unknown. The first rule that holds is used:
 
 1. Crossing: a person, rider, stroller or animal ahead, within `NEAR_M`, moves across our path at
    `CROSSING_MPS` or more, and is in it or will be before we have passed.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.trajectory import FUTURE_S
 from avomni_lib.training.targets import causes
-from avomni_lib.training.targets.form import END_TOKENS, Said, Target, bare
+from avomni_lib.training.targets.form import END_TOKENS, Content, Target, bare
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Truth
@@ -29,7 +29,7 @@ _TYPOGRAPHIC = str.maketrans("‘’“”‐‒–—−⁄", "''\"\"-----/")
 _WORD = re.compile(r"[a-z0-9]+(?:[,.'][a-z0-9]+)*")
 
 
-def said_of(truth: Truth) -> Said:
+def content_of(truth: Truth) -> Content:
     if truth.scene is None:
         raise AvomniError(
             "the cache has no other road users, so no cause can be given",
@@ -38,8 +38,8 @@ def said_of(truth: Truth) -> Said:
         )
     event = sentence(truth.scene.event or "")
     if event:
-        return Said(cause=event, cause_from="event")
-    return Said(cause=sentence(causes.cause(truth)), cause_from="template")
+        return Content(cause=event, cause_from="event")
+    return Content(cause=sentence(causes.cause(truth)), cause_from="template")
 
 
 def sentence(text: str) -> str:
@@ -60,23 +60,23 @@ def sentence(text: str) -> str:
     return f"{text}." if _words(text) else ""
 
 
-def write(said: Said) -> str:
-    text = bare(said.cause or "")
+def write(content: Content) -> str:
+    text = bare(content.cause or "")
     text = text if _STRICT.fullmatch(text) else sentence(text)
     if not text:
         raise AvomniError(
-            f"{said.cause!r} is no sentence",
+            f"{content.cause!r} is no sentence",
             fix="write a cause with at least one word of Latin letters",
         )
     return text
 
 
-def parse(text: str) -> Said | None:
+def parse(text: str) -> Content | None:
     text = bare(text)
-    return Said(cause=text) if _STRICT.fullmatch(text) else None
+    return Content(cause=text) if _STRICT.fullmatch(text) else None
 
 
-def lenient(text: str) -> Said | None:
+def lenient(text: str) -> Content | None:
     """The text up to its last sentence end, after `Cause:` if present, converted to this form."""
     for token in END_TOKENS:
         text = text.replace(token, " ")
@@ -84,21 +84,21 @@ def lenient(text: str) -> Said | None:
     ends = list(re.finditer(r"[.!?](?=\W|$)", text))
     text = text[title.end() if title else 0 : ends[-1].end() if ends else 0]
     cause = sentence(re.sub(r"</?think>", " ", text))
-    return Said(cause=cause) if cause else None
+    return Content(cause=cause) if cause else None
 
 
-def error(said: Said, true: Said) -> float:
-    return 1.0 - word_f1(said.cause or "", true.cause or "")
+def error(predicted: Content, true: Content) -> float:
+    return 1.0 - word_f1(predicted.cause or "", true.cause or "")
 
 
-def word_f1(said: str, true: str) -> float:
+def word_f1(predicted: str, true: str) -> float:
     """F1 of the words of two sentences, 0 to 1, with multiplicity and in any order.
 
     The harmonic mean of precision and recall over words: SQuAD's F1 (Rajpurkar et al., 2016,
     arXiv:1606.05250), but articles count. Case and punctuation are ignored. The F1 of two sentences
     without words is 1.
     """
-    one, other = Counter(_words(said)), Counter(_words(true))
+    one, other = Counter(_words(predicted)), Counter(_words(true))
     if not one or not other:
         return float(one == other)
     return 2 * (one & other).total() / (one.total() + other.total())
@@ -112,7 +112,7 @@ COC_V1 = Target(
     name="coc_v1",
     question="State in one sentence what the car does after the last frame and why.",
     figure="cause_error",
-    of=said_of,
+    of=content_of,
     write=write,
     parse=parse,
     lenient=lenient,

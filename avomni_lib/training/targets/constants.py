@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.targets.form import Said
+from avomni_lib.training.targets.form import Content
 
 NUMBERS = ("speed_mps", "displacement_m", "action_m", "waypoints_m", "numbers")
 WORDS = ("along", "across", "cause")
 
 
-def constants(true: Iterable[Said]) -> dict[str, Said]:
+def constants(true: Iterable[Content]) -> dict[str, Content]:
     """`mean` and `median` of the training windows' targets; the median minimises the MAE.
 
     Waypoints are averaged per coordinate. Both contain the most frequent words, ties broken by
@@ -26,22 +26,24 @@ def constants(true: Iterable[Said]) -> dict[str, Said]:
     Raises:
         AvomniError: there are no training windows.
     """
-    saids = list(true)
-    if not saids:
+    contents = list(true)
+    if not contents:
         raise AvomniError(
             "no training window to take the mean and the median of",
             where="split train of the cache",
             fix="take more clips (download.target_chunks) or a shorter processing.sequence_length",
         )
-    words = {name: _most_frequent([getattr(said, name) for said in saids]) for name in WORDS}
+    words = {
+        name: _most_frequent([getattr(content, name) for content in contents]) for name in WORDS
+    }
     return {
-        name: Said(**{key: _average(average, key, saids) for key in NUMBERS}, **words)
+        name: Content(**{key: _average(average, key, contents) for key in NUMBERS}, **words)
         for name, average in (("mean", np.mean), ("median", np.median))
     }
 
 
-def _average(average, name: str, saids: list[Said]):
-    values = [getattr(said, name) for said in saids]
+def _average(average, name: str, contents: list[Content]):
+    values = [getattr(content, name) for content in contents]
     if any(value is None for value in values):
         return None
     constant = average(np.array(values, dtype=np.float64), axis=0)

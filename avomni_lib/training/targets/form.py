@@ -28,7 +28,7 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
-class Said:
+class Content:
     """The content of an answer or of the ground truth; parts that are missing are None.
 
     Attributes:
@@ -82,11 +82,11 @@ class Target:
     name: str
     question: str
     figure: str
-    of: Callable[[Truth], Said]
-    write: Callable[[Said], str]
-    parse: Callable[[str], Said | None]
-    lenient: Callable[[str], Said | None]
-    error: Callable[[Said, Said], float]
+    of: Callable[[Truth], Content]
+    write: Callable[[Content], str]
+    parse: Callable[[str], Content | None]
+    lenient: Callable[[str], Content | None]
+    error: Callable[[Content, Content], float]
     pattern: str
     horizon_s: float = 0.0
     history_ends: str = "first"
@@ -97,7 +97,7 @@ class Target:
         """The text that the model must generate for a window."""
         return self.write(self.of(truth))
 
-    def read(self, text: str) -> Said | None:
+    def read(self, text: str) -> Content | None:
         """The content of a text, by `parse` if it has the exact form, else by `lenient`."""
         return self.parse(text) or self.lenient(text)
 

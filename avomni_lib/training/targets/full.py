@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from avomni_lib.training.targets.coc import COC_V1
-from avomni_lib.training.targets.form import Said, Target, bare
+from avomni_lib.training.targets.form import Content, Target, bare
 from avomni_lib.training.targets.future import FUTURE_V1
 from avomni_lib.training.targets.meta import META_V1
 from avomni_lib.training.targets.summary import SUMMARY_V1
@@ -25,13 +25,13 @@ _SUMMARY = re.compile(rf"^{SUMMARY_V1.pattern}$", re.ASCII | re.MULTILINE)
 _TITLE = re.compile(r"\bcause\s*:", re.ASCII | re.IGNORECASE)
 
 
-def said_of(truth: Truth) -> Said:
+def content_of(truth: Truth) -> Content:
     return _merged(*(part.of(truth) for part in PARTS))
 
 
-def write(said: Said) -> str:
-    parts = [part.write(said) for part in PARTS[:3]]
-    return "\n".join([*parts, CAUSE + COC_V1.write(said)])
+def write(content: Content) -> str:
+    parts = [part.write(content) for part in PARTS[:3]]
+    return "\n".join([*parts, CAUSE + COC_V1.write(content)])
 
 
 def summary_of(text: str) -> str | None:
@@ -40,7 +40,7 @@ def summary_of(text: str) -> str | None:
     return match[0] if match else None
 
 
-def parse(text: str) -> Said | None:
+def parse(text: str) -> Content | None:
     text = bare(text)
     if not _STRICT.fullmatch(text):
         return None
@@ -53,7 +53,7 @@ def parse(text: str) -> Said | None:
     )
 
 
-def lenient(text: str) -> Said | None:
+def lenient(text: str) -> Content | None:
     """Read the cause after its title, and the other targets before it."""
     title = _TITLE.search(text)
     if not title:
@@ -63,7 +63,7 @@ def lenient(text: str) -> Said | None:
     return _merged(*parts) if all(parts) else None
 
 
-def _merged(summary: Said, meta: Said, future: Said, cause: Said) -> Said:
+def _merged(summary: Content, meta: Content, future: Content, cause: Content) -> Content:
     return replace(
         summary,
         along=meta.along,
@@ -78,7 +78,7 @@ FULL_V1 = Target(
     name="full_v1",
     question=" ".join(part.question for part in PARTS),
     figure=SUMMARY_V1.figure,
-    of=said_of,
+    of=content_of,
     write=write,
     parse=parse,
     lenient=lenient,

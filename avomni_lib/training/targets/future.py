@@ -9,7 +9,7 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.trajectory import FUTURE_S, FUTURE_STEPS
-from avomni_lib.training.targets.form import Said, Target, bare
+from avomni_lib.training.targets.form import Content, Target, bare
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Truth
@@ -31,18 +31,18 @@ _ANY_NUMBER = r"([+-]?[0-9]{1,4}(?:\.[0-9]{1,9})?)\s*m?"
 _PAIR = re.compile(rf"[(\[]\s*{_ANY_NUMBER}\s*[,;]\s*{_ANY_NUMBER}\s*[)\]]", re.IGNORECASE)
 
 
-def said_of(truth: Truth) -> Said:
+def content_of(truth: Truth) -> Content:
     if truth.future is None:
         raise AvomniError(
             "the car's path after this window is not known",
             fix=f"take the windows with horizon_s={FUTURE_S}",
         )
     at = truth.future.xy_m[STEPS_APART - 1 :: STEPS_APART]
-    return Said(waypoints_m=tuple((float(x), float(y)) for x, y in at))
+    return Content(waypoints_m=tuple((float(x), float(y)) for x, y in at))
 
 
-def write(said: Said) -> str:
-    points = said.waypoints_m
+def write(content: Content) -> str:
+    points = content.waypoints_m
     numbers = np.array(points, dtype=np.float64)
     # Values that round up to the limit are refused too, and NaN.
     if numbers.shape != (NUM_WAYPOINTS, 2) or not (np.abs(numbers) < LIMIT_M - 0.01).all():
@@ -53,20 +53,20 @@ def write(said: Said) -> str:
     return "Waypoints: " + " ".join(f"({x:z.2f},{y:z.2f})" for x, y in points)
 
 
-def parse(text: str) -> Said | None:
+def parse(text: str) -> Content | None:
     text = bare(text)
-    return _said(_PAIR.findall(text)) if _STRICT.fullmatch(text) else None
+    return _content(_PAIR.findall(text)) if _STRICT.fullmatch(text) else None
 
 
-def lenient(text: str) -> Said | None:
+def lenient(text: str) -> Content | None:
     """The first 16 bracketed pairs of numbers, as x and y."""
     pairs = _PAIR.findall(text)
-    return _said(pairs[:NUM_WAYPOINTS]) if len(pairs) >= NUM_WAYPOINTS else None
+    return _content(pairs[:NUM_WAYPOINTS]) if len(pairs) >= NUM_WAYPOINTS else None
 
 
-def error(said: Said, true: Said) -> float:
+def error(predicted: Content, true: Content) -> float:
     """Average displacement error (ADE): mean distance (m) of the two paths over 64 points."""
-    apart = at_10hz(said.waypoints_m) - at_10hz(true.waypoints_m)
+    apart = at_10hz(predicted.waypoints_m) - at_10hz(true.waypoints_m)
     return float(np.linalg.norm(apart, axis=1).mean())
 
 
@@ -85,8 +85,8 @@ def at_10hz(waypoints_m: tuple[tuple[float, float], ...] | np.ndarray) -> np.nda
     return np.stack([np.interp(steps, at, column) for column in knots.T], axis=1)
 
 
-def _said(pairs: list[tuple[str, str]]) -> Said:
-    return Said(waypoints_m=tuple((float(x), float(y)) for x, y in pairs))
+def _content(pairs: list[tuple[str, str]]) -> Content:
+    return Content(waypoints_m=tuple((float(x), float(y)) for x, y in pairs))
 
 
 FUTURE_V1 = Target(
@@ -96,7 +96,7 @@ FUTURE_V1 = Target(
         "apart as (x,y) in metres, x forward and y left of where it is in the last frame."
     ),
     figure="ade_m",
-    of=said_of,
+    of=content_of,
     write=write,
     parse=parse,
     lenient=lenient,

@@ -9,7 +9,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import manoeuvre
 from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG, HORIZON_S
 from avomni_lib.etl.clip.trajectory import FUTURE_S
-from avomni_lib.training.targets.form import Said, Target, bare
+from avomni_lib.training.targets.form import Content, Target, bare
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Truth
@@ -28,34 +28,34 @@ def _label(labels: tuple[str, ...]) -> re.Pattern[str]:
 _LENIENT = (_label(ALONG), _label(ACROSS))
 
 
-def said_of(truth: Truth) -> Said:
+def content_of(truth: Truth) -> Content:
     if truth.future is None:
         raise AvomniError(
             "the car's motion after this window is not known",
             fix=f"take the windows with horizon_s={FUTURE_S}",
         )
     along, across = manoeuvre.decide(truth.future)
-    return Said(along=along, across=across)
+    return Content(along=along, across=across)
 
 
-def write(said: Said) -> str:
-    if said.along not in ALONG or said.across not in ACROSS:
+def write(content: Content) -> str:
+    if content.along not in ALONG or content.across not in ACROSS:
         raise AvomniError(
-            f"{said.along!r} and {said.across!r} are no manoeuvre",
+            f"{content.along!r} and {content.across!r} are no manoeuvre",
             fix=f"choose of {', '.join(ALONG)} and of {', '.join(ACROSS)}",
         )
-    return f"Manoeuvre: {said.along}, {said.across}."
+    return f"Manoeuvre: {content.along}, {content.across}."
 
 
-def parse(text: str) -> Said | None:
+def parse(text: str) -> Content | None:
     text = bare(text)
     if not _STRICT.fullmatch(text):
         return None
     along, across = text.removeprefix("Manoeuvre: ").removesuffix(".").split(", ")
-    return Said(along=along, across=across)
+    return Content(along=along, across=across)
 
 
-def lenient(text: str) -> Said | None:
+def lenient(text: str) -> Content | None:
     """The first label of each kind, after the word manoeuvre if present."""
     title = _TITLE.search(text)
     matches = [label.search(text, title.end() if title else 0) for label in _LENIENT]
@@ -65,12 +65,12 @@ def lenient(text: str) -> Said | None:
         next(label for label in labels if _letters(label) == _letters(match[1]))
         for labels, match in zip((ALONG, ACROSS), matches, strict=True)
     )
-    return Said(along=along, across=across)
+    return Content(along=along, across=across)
 
 
-def error(said: Said, true: Said) -> float:
+def error(predicted: Content, true: Content) -> float:
     """Share of wrong labels: 0, 0.5 or 1."""
-    return ((said.along != true.along) + (said.across != true.across)) / 2
+    return ((predicted.along != true.along) + (predicted.across != true.across)) / 2
 
 
 def _letters(label: str) -> str:
@@ -84,7 +84,7 @@ META_V1 = Target(
         f"Along the road, one of: {', '.join(ALONG)}. Across it, one of: {', '.join(ACROSS)}."
     ),
     figure="manoeuvre_error",
-    of=said_of,
+    of=content_of,
     write=write,
     parse=parse,
     lenient=lenient,

@@ -17,7 +17,7 @@ import numpy as np
 
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
-from avomni_lib.training.targets.form import Said, Target
+from avomni_lib.training.targets.form import Content, Target
 
 FIT_S, FEWEST_POSES = 1.0, 5  # what CTRA is fitted to
 STANDING_MPS = 0.05  # slower is the noise of a speed, and no acceleration starts from that
@@ -128,7 +128,7 @@ def rolled(motion: Motion, duration_s: float, history_ends: str) -> Truth:
     return Truth(duration_s, path, chord, path / duration_s, after)
 
 
-def predict(name: str, past: Trajectory, target: Target, duration_s: float) -> Said:
+def predict(name: str, past: Trajectory, target: Target, duration_s: float) -> Content:
     """The answer of a motion model; fields that it cannot predict are None.
 
     Args:

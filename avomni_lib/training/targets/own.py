@@ -29,7 +29,7 @@ from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.etl.clip.scene import Other, Scene
 from avomni_lib.etl.clip.trajectory import FUTURE_S, STEP_S, Trajectory
 from avomni_lib.params import user_code
-from avomni_lib.training.targets.form import Said, Target, bare
+from avomni_lib.training.targets.form import Content, Target, bare
 
 WHERE = "training.target"
 GROUP = re.compile(r"\(\?P<[A-Za-z_][A-Za-z0-9_]*>")
@@ -90,7 +90,7 @@ def own_target(reference: str) -> Target:
         write=_write(write, form, names, refuse),
         parse=lambda text: _read(form.fullmatch(bare(text)), names),
         lenient=lambda text: _read(form.search(text), names),
-        error=lambda said, true: abs(said.numbers[0] - true.numbers[0]),
+        error=lambda predicted, true: abs(predicted.numbers[0] - true.numbers[0]),
         pattern=GROUP.sub("(?:", pattern),
         horizon_s=float(horizon_s),
         history_ends=history_ends,
@@ -122,15 +122,15 @@ def straight(direction: int, steps: int) -> Trajectory:
 Refuse = Callable[[str], AvomniError]
 
 
-def _of(numbers: Callable, names: tuple[str, ...], refuse: Refuse) -> Callable[[Any], Said]:
-    def of(truth: Any) -> Said:
+def _of(numbers: Callable, names: tuple[str, ...], refuse: Refuse) -> Callable[[Any], Content]:
+    def of(truth: Any) -> Content:
         returned = numbers(truth)
         if not isinstance(returned, dict) or set(returned) != set(names):
             raise refuse(
                 f"numbers returned {returned!r:.200}; its pattern names {', '.join(names)}"
             )
         try:
-            return Said(numbers=tuple(float(returned[name]) for name in names))
+            return Content(numbers=tuple(float(returned[name]) for name in names))
         except (TypeError, ValueError):
             raise refuse(f"numbers returned {returned!r:.200}, which are no numbers") from None
 
@@ -139,9 +139,9 @@ def _of(numbers: Callable, names: tuple[str, ...], refuse: Refuse) -> Callable[[
 
 def _write(
     write: Callable, form: re.Pattern, names: tuple[str, ...], refuse: Refuse
-) -> Callable[[Said], str]:
-    def written(said: Said) -> str:
-        text = write(**dict(zip(names, said.numbers or (), strict=True)))
+) -> Callable[[Content], str]:
+    def written(content: Content) -> str:
+        text = write(**dict(zip(names, content.numbers or (), strict=True)))
         if not isinstance(text, str) or not 0 < len(text) <= LONGEST_ANSWER:
             raise refuse(f"write returned {text!r:.200}, an answer of text is wanted")
         if _read(form.fullmatch(bare(text)), names) is None:
@@ -151,7 +151,7 @@ def _write(
     return written
 
 
-def _read(match: re.Match | None, names: tuple[str, ...]) -> Said | None:
+def _read(match: re.Match | None, names: tuple[str, ...]) -> Content | None:
     """The numbers of an answer; None if a group is not a number."""
     if match is None:
         return None
@@ -159,4 +159,4 @@ def _read(match: re.Match | None, names: tuple[str, ...]) -> Said | None:
         numbers = tuple(float(match[name]) for name in names)
     except (TypeError, ValueError):
         return None
-    return Said(numbers=numbers) if all(map(math.isfinite, numbers)) else None
+    return Content(numbers=numbers) if all(map(math.isfinite, numbers)) else None

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.targets.form import Said, Target, bare
+from avomni_lib.training.targets.form import Content, Target, bare
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Truth
@@ -29,12 +29,12 @@ _LENIENT = re.compile(
 )
 
 
-def said_of(truth: Truth) -> Said:
-    return Said(truth.speed_mps, truth.path_m, truth.path_m)
+def content_of(truth: Truth) -> Content:
+    return Content(truth.speed_mps, truth.path_m, truth.path_m)
 
 
-def write(said: Said) -> str:
-    speed, path = float(said.speed_mps), float(said.displacement_m)
+def write(content: Content) -> str:
+    speed, path = float(content.speed_mps), float(content.displacement_m)
     # Values that round up to the limit are refused too, and NaN.
     if not (0 <= speed < LIMIT - 0.1 and 0 <= path < LIMIT - 0.1):
         raise AvomniError(
@@ -50,28 +50,28 @@ def write(said: Said) -> str:
     )
 
 
-def parse(text: str) -> Said | None:
+def parse(text: str) -> Content | None:
     match = _STRICT.fullmatch(bare(text))
-    return Said(*map(float, match.groups())) if match else None
+    return Content(*map(float, match.groups())) if match else None
 
 
-def lenient(text: str) -> Said | None:
+def lenient(text: str) -> Content | None:
     match = _LENIENT.search(text)
     if not match:
         return None
     speed, path, action = (number and float(number) for number in match.groups())
-    return Said(speed, path, path if action is None else action)
+    return Content(speed, path, path if action is None else action)
 
 
-def error(said: Said, true: Said) -> float:
-    return abs(said.speed_mps - true.speed_mps)
+def error(predicted: Content, true: Content) -> float:
+    return abs(predicted.speed_mps - true.speed_mps)
 
 
 SUMMARY_V1 = Target(
     name="summary_v1",
     question="State the car's average velocity and how far it drives in this video.",
     figure="speed_mae_mps",
-    of=said_of,
+    of=content_of,
     write=write,
     parse=parse,
     lenient=lenient,
