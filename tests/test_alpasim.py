@@ -237,7 +237,7 @@ def test_the_past_is_told_where_the_prompt_has_it(served, speed):
     rollout.start()
     drive_on(rollout, 5.0, speed=speed)
     (history,) = made.model.histories
-    assert history.endswith("Speed there: 8.00m/s.")
+    assert "Speed there: 8.00m/s." in history
     assert "-0.4s (-3.20,0.00) -0.2s (-1.60,0.00)" in history
 
 

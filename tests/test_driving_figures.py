@@ -706,8 +706,8 @@ def test_the_past_is_told_where_the_prompt_asks_for_it(asked):
     for _ in range(5):
         policies.several(drives, {0: seen_at(8.0), 1: seen_at(3.0)})
     ((fast, slow),) = answerer.histories
-    assert "(-12.80,0.00)" in fast and fast.endswith("Speed there: 8.00m/s.")
-    assert slow.endswith("Speed there: 3.00m/s.")
+    assert "(-12.80,0.00)" in fast and "Speed there: 8.00m/s." in fast
+    assert "Speed there: 3.00m/s." in slow
     assert len(answerer.asked[0]) == 2
 
 
