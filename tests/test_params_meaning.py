@@ -214,7 +214,7 @@ def test_a_table_says_which_value_holds_and_what_set_it():
         return dict(zip(table.index, table.itertuples(index=False, name=None), strict=True))
 
     demo = set_by()
-    assert demo["training.batch_size"] == (8, "params/demo.yaml")
+    assert demo["training.batch_size"] == (5, "params/demo.yaml")
     assert {source for _, source in demo.values()} == {"params/demo.yaml"}
     edited = set_by(edit="extends = 'params/mi300x.yaml'\ntraining['num_epochs'] = 1")
     assert edited["training.num_epochs"] == (1.0, "this notebook")

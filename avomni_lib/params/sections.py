@@ -377,7 +377,7 @@ class TrainingParams(Section):
         "next 6.4 s (future_v1), the manoeuvre of the next 3 s (meta_v1), its cause (coc_v1), all "
         "of these (full_v1), or module:attribute of your own target",
     )
-    batch_size: Positive = Field(8, description="windows that one process takes at a time")
+    batch_size: Positive = Field(5, description="windows that one process takes at a time")
     gradient_accumulation_steps: Positive = Field(
         1,
         description="batches per optimizer step, over all processes; the number of processes "
@@ -387,7 +387,7 @@ class TrainingParams(Section):
         1, description="processes on this machine, one per GPU; divides gradient_accumulation_steps"
     )
     learning_rate: PositiveFloat = Field(1.0e-3, description="peak, after the warm-up")
-    num_epochs: PositiveFloat = Field(3, description="passes over the training windows")
+    num_epochs: PositiveFloat = Field(2, description="passes over the training windows")
     max_steps: Positive | None = Field(
         None, description="maximum number of optimizer steps; null runs all epochs"
     )
