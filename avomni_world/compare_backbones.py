@@ -27,7 +27,14 @@ from avomni_lib.dataset import cameras
 from avomni_lib.params import sections
 from avomni_lib.training.backbones import Video
 from avomni_lib.training.targets import target
-from avomni_world.tiny_base.drives import HELD_OUT_SEED, HOME, SAMPLE_HZ, TILE, Drive, Drives
+from avomni_world.tiny_base.drives import (
+    HELD_OUT_SEED,
+    HOME,
+    SAMPLE_HZ,
+    TILE,
+    RecordedDrive,
+    RecordedDrives,
+)
 
 NUM_FRAMES = 2
 TARGET = target("summary_v1")
@@ -61,7 +68,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Row:
+class FamilyRow:
     """The measurements of a family.
 
     Attributes:
@@ -88,7 +95,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Driven:
+class TargetValues:
     """The values that the target is rendered from."""
 
     speed_mps: float
@@ -231,7 +238,7 @@ def tokenizer(name: str) -> Any:
     from avomni_lib.training.prompt.conversation import prompt_text
     from avomni_world.tiny_base.tokenizer import chat_template, make_tokenizer
 
-    answer = "".join(TARGET.render(Driven(speed)) for speed in (5.0, 12.3))
+    answer = "".join(TARGET.render(TargetValues(speed)) for speed in (5.0, 12.3))
     frames = "<1.0 seconds> Frame1 at 0.00 s: The video lasts for 0.30 seconds, and 4 frames are"
     texts = [prompt_text(GRID, TARGET), answer, "system\nuser\nassistant\n", frames]
     made = make_tokenizer(texts, chat_template())
@@ -241,7 +248,7 @@ def tokenizer(name: str) -> Any:
     return made
 
 
-def train(name: str, work: Path, comparison: Comparison) -> Row:
+def train(name: str, work: Path, comparison: Comparison) -> FamilyRow:
     """Train the family's small model, and ask it about drives that it has not seen.
 
     Args:
@@ -253,7 +260,7 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
     torch.manual_seed(comparison.seed)
     words = tokenizer(name)
     model = start(name, words, comparison.seed).train()
-    drives = Drives(work / "drives", comparison.num_drives, town=HOME)
+    drives = RecordedDrives(work / "drives", comparison.num_drives, town=HOME)
     for number in range(len(drives)):  # rendered before the time is measured
         drives[number]
     talk = conversation(name, model, words)
@@ -266,12 +273,12 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
                 f"{name}, step {len(losses)}: loss {said:.3f}, of the head {seen:.3f}", flush=True
             )
     seconds, few = time.process_time() - started, max(1, comparison.steps // 10)
-    held_out = Drives(work / "drives", comparison.num_held_out, HELD_OUT_SEED, HOME)
+    held_out = RecordedDrives(work / "drives", comparison.num_held_out, HELD_OUT_SEED, HOME)
     mae, mean_mae = _errors(model.eval(), talk, held_out)
-    return Row(
+    return FamilyRow(
         name,
         sum(weight.numel() for weight in model.parameters()),
-        len(talk.sample(TARGET.render(Driven(10.0)))),
+        len(talk.sample(TARGET.render(TargetValues(10.0)))),
         float(np.mean(losses[comparison.see_steps :][:few], axis=0)[0]),
         float(np.mean(losses[-few:], axis=0)[0]),
         mae,
@@ -319,7 +326,7 @@ def conversation(name: str, model: Any, words: Any) -> Any:
 
 
 def learn(
-    model: Any, talk: Any, drives: Drives, comparison: Comparison
+    model: Any, talk: Any, drives: RecordedDrives, comparison: Comparison
 ) -> Iterator[tuple[float, float]]:
     """Train step by step, yielding the mean loss per token of the answer, and the head's loss.
 
@@ -352,7 +359,7 @@ def learn(
                 first = int(rng.integers(len(drive.frames) - apart))
                 frames.append(front(drive)[[first, first + apart]])
                 speeds.append((drive.path_m[first + apart] - drive.path_m[first]) * SAMPLE_HZ)
-                answer = TARGET.render(Driven(speeds[-1]))
+                answer = TARGET.render(TargetValues(speeds[-1]))
                 samples.append(talk.sample(answer) if answers else pictures)
             batch = _batch(talk, samples)
             batch |= talk.inputs(torch.from_numpy(relight(np.stack(frames), rng, noise=4.0)))
@@ -367,7 +374,7 @@ def learn(
             yield out.loss.item() if answers else float("nan"), seen.item()
 
 
-def front(drive: Drive) -> np.ndarray:
+def front(drive: RecordedDrive) -> np.ndarray:
     """(T, 32, 32, 3) uint8: a square from the centre of the first camera's tile."""
     left = (TILE[0] - SQUARE) // 2
     return drive.frames[:, :SQUARE, left : left + SQUARE]
@@ -394,7 +401,7 @@ def _batch(talk: Any, samples: Sequence[Any]) -> dict[str, Any]:
     return batch
 
 
-def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
+def _errors(model: Any, talk: Any, drives: RecordedDrives) -> tuple[float, float]:
     """Mean error of the answered speeds and of their mean, m/s, over windows side by side."""
     from avomni_lib.training.model.generate import generate_texts
 
@@ -412,7 +419,7 @@ def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
     return float(np.abs(predicted - truth).mean()), float(np.abs(truth.mean() - truth).mean())
 
 
-def compare(work: Path, comparison: Comparison, names: Sequence[str] = ()) -> list[Row]:
+def compare(work: Path, comparison: Comparison, names: Sequence[str] = ()) -> list[FamilyRow]:
     """Train each family in a process of its own, one after another, so that memory can be measured.
 
     Args:
@@ -426,7 +433,7 @@ def compare(work: Path, comparison: Comparison, names: Sequence[str] = ()) -> li
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[FamilyRow]) -> str:
     """The rows in Markdown."""
     lines = [
         "| family | weights | speed MAE, m/s (the mean's) | loss | tokens a window | CPU seconds "

@@ -59,7 +59,7 @@ class Blob:
         return self.file.is_file() and self.file.resolve() == self.file
 
 
-class Server(ThreadingHTTPServer):
+class HubServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
@@ -78,7 +78,7 @@ class Server(ThreadingHTTPServer):
         log.debug("a client of the local hub went away", exc_info=True)
 
 
-class Handler(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     """One method per route, with huggingface.co's headers.
 
     Attributes:
@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # Head and body are two writes; with Nagle's algorithm each small response would take 40 ms.
     disable_nagle_algorithm = True
-    server: Server
+    server: HubServer
 
     @property
     def hub(self) -> LocalHub:
@@ -273,13 +273,13 @@ class LocalHub:
         AvomniError: the folder holds no file, or the port is taken.
     """
 
-    handler: type[Handler] = Handler
+    handler: type[HubHandler] = HubHandler
 
     def __init__(self, folder: Path, repo_id: str, port: int = 0):
         self.repo_id = repo_id
         self.commits: dict[str, dict[str, Blob]] = {}
         self.publish(folder)
-        self._servers: list[tuple[Server, threading.Thread]] = []
+        self._servers: list[tuple[HubServer, threading.Thread]] = []
         self._server = self._listen(port)
 
     @property
@@ -300,9 +300,9 @@ class LocalHub:
         self.commit = hashlib.sha1(listing.encode()).hexdigest()
         self.commits[self.commit] = blobs
 
-    def _listen(self, port: int) -> Server:
+    def _listen(self, port: int) -> HubServer:
         try:
-            server = Server((HOST, port), self.handler)
+            server = HubServer((HOST, port), self.handler)
         except OSError as error:
             raise AvomniError(f"the local hub cannot listen on port {port}: {error}") from None
         server.hub = self

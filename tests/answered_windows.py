@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
-from avomni_lib.etl.clip.scene import Scene
+from avomni_lib.etl.clip.scene import Surroundings
 from avomni_lib.evaluation import metrics
 from avomni_lib.training.targets import Content, Target, target
 
@@ -38,7 +38,7 @@ def asked(windows: Windows) -> list[metrics.Asked]:
         metrics.Asked(
             window.clip_id,
             window.number,
-            dataclasses.replace(windows.truth(i), scene=Scene((), EVENTS[i % 3])),
+            dataclasses.replace(windows.truth(i), scene=Surroundings((), EVENTS[i % 3])),
             turn_rad=0.5 * np.sin(i),
             attributes={
                 "country": COUNTRIES[places[window.clip_id] % 3],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.etl.cache.windows import Truth
-from avomni_lib.etl.clip.scene import Other, Scene
+from avomni_lib.etl.clip.scene import Other, Surroundings
 from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
 
 
@@ -68,7 +68,7 @@ class Arc:
 
 def truth(future: Trajectory | None, *others: Other, event: str | None = None) -> Truth:
     """Of a window of 7.5 s at 10 m/s, whose scene is known."""
-    return Truth(7.5, 75.0, 75.0, 10.0, future, Scene(others, event))
+    return Truth(7.5, 75.0, 75.0, 10.0, future, Surroundings(others, event))
 
 
 def other(label: str = "automobile", x_m: float = 20.0, y_m: float = 0.0, **changed) -> Other:
@@ -99,6 +99,6 @@ def truths(draw, events: bool = True) -> Truth:
         _numbers(3.2), size, size,
     )  # fmt: skip
     event = draw(st.none() | st.text(max_size=300)) if events else None
-    scene = Scene(tuple(draw(st.lists(others, max_size=3))), event)
+    scene = Surroundings(tuple(draw(st.lists(others, max_size=3))), event)
     lengths = st.floats(0, 1e6)
     return Truth(7.5, draw(lengths), draw(lengths), draw(lengths), future, scene)

@@ -124,7 +124,7 @@ class Request:
     at_s: float = field(default_factory=time.monotonic)
 
 
-class FaultyHandler(local_hub.Handler):
+class FaultyHandler(local_hub.HubHandler):
     hub: LocalHub
 
     @property

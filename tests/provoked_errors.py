@@ -41,7 +41,7 @@ from avomni_lib.etl.run import build, disk_budget, slurm
 from avomni_lib.etl.video import reader
 from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.params import Params
-from avomni_lib.training.doctor.machine import Finding, Report
+from avomni_lib.training.doctor.machine import DoctorFinding, Report
 from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.prompt.samples import windows_of
@@ -348,14 +348,14 @@ def too_small_a_budget(place: Place) -> str:
 def evicted_meanwhile(place: Place) -> None:
     """Another run's eviction, while this one reads."""
     p = place.chosen()
-    read = build.Reading._read
+    read = build.ReadingPass._read
 
     def late(self, job, outcome):
         for path in p.local_dir.rglob("camera_front_wide_120fov.chunk_0000.zip"):
             path.unlink()
         read(self, job, dataclasses.replace(outcome, reason="file not found"))
 
-    place.patch.setattr(build.Reading, "_read", late)
+    place.patch.setattr(build.ReadingPass, "_read", late)
     build.build(p)
 
 
@@ -512,7 +512,7 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "another training works in this run folder": trained_by_another,
     "cannot be shared among": unshareable,
     "this machine does not compute what training relies on": lambda place: Report(
-        (Finding("4-bit linear", "wrong", "off by 70 %"),)
+        (DoctorFinding("4-bit linear", "wrong", "off by 70 %"),)
     ).raise_if_wrong(),
     "the folder holds something that is no merged model": not_a_merged_model,
     "no clip is left by download.clips": lambda place: ranked(

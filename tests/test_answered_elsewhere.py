@@ -14,7 +14,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import ladder, models
 from avomni_lib.evaluation.answer import Batch
 from avomni_lib.evaluation.models import RemoteAnswerer
-from avomni_lib.live.session import RECORD_FILE, Session
+from avomni_lib.live.session import RECORD_FILE, LiveSession
 from avomni_lib.live.ticks import Ready
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -201,7 +201,7 @@ def test_live_cameras_go_on_while_the_server_is_gone(tmp_path, caplog):
         return "5 m/s"
 
     seen = []
-    session = Session(
+    session = LiveSession(
         p_of(), ask, tmp_path, clock, lambda state: seen.append((state.num_failed, state.failure))
     )
     frames = np.zeros((4, 8, 8, 3), np.uint8)
@@ -220,7 +220,7 @@ def test_live_cameras_that_nobody_answers_end_with_the_reason():
     video = "lavfi:testsrc2=size=64x48:rate=30"
     p = p_of(sources=dict.fromkeys(NAMES_OF_CAMERAS, video), clock="file", hop=1)
     remote = RemoteAnswerer(p, "http://127.0.0.1:9/v1", "?", timeout_s=1)
-    session = Session(p, remote.ask)
+    session = LiveSession(p, remote.ask)
     with pytest.raises(AvomniError, match="the server does not answer"):
         session.run(seconds=3)
     assert session.counts()["num_failed"] >= 1 and session.counts()["num_ticks"] > 5

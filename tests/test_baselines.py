@@ -98,12 +98,12 @@ def test_both_are_exact_on_a_straight_line_at_constant_speed(model, speed):
     motion = model(straight(speed))
     after = straight(speed, t=FUTURE_S)
     for ends in ("first", "last"):
-        future = motion_models.rolled(motion, 7.5, ends).future
+        future = motion_models.truth_of(motion, 7.5, ends).future
         assert future.xy_m == pytest.approx(after.xy_m, abs=1e-9)
         assert future.yaw_rad == pytest.approx(0, abs=1e-9)
         assert future.speed_mps == pytest.approx(speed)
         assert future.t_s == pytest.approx(FUTURE_S)
-    window = motion_models.rolled(motion, 7.5, "first")
+    window = motion_models.truth_of(motion, 7.5, "first")
     assert window.path_m == pytest.approx(abs(speed) * 7.5)
     assert window.chord_m == pytest.approx(abs(speed) * 7.5)
     assert window.speed_mps == pytest.approx(abs(speed))
@@ -117,14 +117,14 @@ def test_on_a_circle_ctra_is_exact_and_constant_velocity_off_by_the_closed_form(
     assert turning.yaw_rate_radps == pytest.approx(speed / radius, abs=1e-12)
     for ends in ("first", "last"):
         # After the window too: a circle looks alike from everywhere on it.
-        future = motion_models.rolled(turning, 7.5, ends).future
+        future = motion_models.truth_of(turning, 7.5, ends).future
         assert future.xy_m == pytest.approx(after.xy_m, abs=1e-6)
         assert future.yaw_rad == pytest.approx(after.yaw_rad, abs=1e-9)
-    window = motion_models.rolled(turning, 7.5, "first")
+    window = motion_models.truth_of(turning, 7.5, "first")
     assert window.path_m == pytest.approx(abs(speed) * 7.5)
     assert window.chord_m == pytest.approx(abs(2 * radius * math.sin(speed * 7.5 / radius / 2)))
 
-    on = motion_models.rolled(motion_models.constant_velocity(past), 7.5, "last").future.xy_m
+    on = motion_models.truth_of(motion_models.constant_velocity(past), 7.5, "last").future.xy_m
     turned = speed * FUTURE_S / radius
     apart = radius * np.hypot(turned - np.sin(turned), 1 - np.cos(turned))
     assert trajectories.distances(on, after.xy_m) == pytest.approx(np.abs(apart), abs=1e-6)
@@ -133,11 +133,11 @@ def test_on_a_circle_ctra_is_exact_and_constant_velocity_off_by_the_closed_form(
 def test_a_car_that_brakes_stops_and_stays():
     motion = motion_models.ctra(straight(6.0, -2.0))
     assert motion.accel_mps2 == pytest.approx(-2.0)
-    future = motion_models.rolled(motion, 1.5, "last").future
+    future = motion_models.truth_of(motion, 1.5, "last").future
     t = np.minimum(FUTURE_S, 3.0)
     assert future.xy_m[:, 0] == pytest.approx(6 * t - t**2)
     assert (np.diff(future.xy_m[:, 0]) >= 0).all()
-    window = motion_models.rolled(motion, 7.5, "first")
+    window = motion_models.truth_of(motion, 7.5, "first")
     assert window.path_m == window.chord_m == pytest.approx(9.0)
     assert window.speed_mps == pytest.approx(9.0 / 7.5)
     assert window.future.speed_mps == 0
@@ -205,7 +205,7 @@ def test_to_go_on_later_is_to_have_gone_on_at_once(speed, accel, yaw_rate, pause
 
 @given(speeds, accels, yaw_rates, st.floats(0.5, 60))
 def test_what_is_rolled_out_of_any_motion_could_have_been_driven(speed, accel, yaw_rate, duration):
-    window = motion_models.rolled(Motion(speed, accel, yaw_rate), duration, "first")
+    window = motion_models.truth_of(Motion(speed, accel, yaw_rate), duration, "first")
     assert 0 <= window.chord_m <= window.path_m * (1 + 1e-9) + 1e-9
     assert window.speed_mps == pytest.approx(window.path_m / duration)
     both = speed, window.future.speed_mps
@@ -246,7 +246,7 @@ def test_motion_says_nothing_of_other_road_users():
     class Train(list):
         truth = list.__getitem__
 
-    train = Train([motion_models.rolled(Motion(6.0), 7.5, "first")])
+    train = Train([motion_models.truth_of(Motion(6.0), 7.5, "first")])
     rows = baselines.texts(replace(SUMMARY, scenes=True), train, None, [0, 1])
     assert set(rows) == {"mean", "median"}
 
@@ -340,7 +340,7 @@ def seen(motion, num=16):
 
 
 def summary_of(motion):
-    return SUMMARY.of(motion_models.rolled(motion, DURATION_S, "first"))
+    return SUMMARY.of(motion_models.truth_of(motion, DURATION_S, "first"))
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +367,7 @@ def of_summary(known):
 @pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1], ids=lambda each: each.name)
 def test_it_is_far_better_than_the_mean_and_than_constant_velocity(known, asked, form):
     def true_of(motion):
-        return form.of(motion_models.rolled(motion, DURATION_S, form.history_ends))
+        return form.of(motion_models.truth_of(motion, DURATION_S, form.history_ends))
 
     def numbers_of(content):
         return content.waypoints_m or [[content.speed_mps], [content.displacement_m]]
@@ -395,7 +395,9 @@ def test_all_that_the_truths_have_is_learnt_at_once_but_no_cause(known, asked):
     def all_of(motion):
         return replace(
             summary_of(motion),
-            waypoints_m=FUTURE_V1.of(motion_models.rolled(motion, DURATION_S, "last")).waypoints_m,
+            waypoints_m=FUTURE_V1.of(
+                motion_models.truth_of(motion, DURATION_S, "last")
+            ).waypoints_m,
             along="accelerate" if motion.accel_mps2 > 0.3 else "hold",
             across="left turn" if motion.yaw_rate_radps > 0 else "straight",
             cause="It follows the road.",

@@ -8,7 +8,7 @@ import pytest
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.etl.run import forecast
-from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice, Footage, cost, in_short
+from avomni_lib.notebook.tiles.choice import OWN_LIST, Footage, TilingChoice, cost, in_short
 from avomni_lib.params import Params
 from avomni_lib.training.forecast import estimate
 
@@ -21,7 +21,7 @@ def footage(p):
 
 
 def of(p, **changes):
-    return dataclasses.replace(Choice.of(p), **changes)
+    return dataclasses.replace(TilingChoice.of(p), **changes)
 
 
 @pytest.mark.parametrize(

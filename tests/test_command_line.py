@@ -21,7 +21,7 @@ from avomni_lib.evaluation.comparison import Compared
 from avomni_lib.notebook.run import pipeline
 from avomni_lib.plan import Plan
 from avomni_lib.training.doctor import doctor
-from avomni_lib.training.doctor.machine import Finding, Report
+from avomni_lib.training.doctor.machine import DoctorFinding, Report
 from avomni_lib.training.forecast import estimate
 from tests import folder_run
 from tests.commands import parsed
@@ -49,8 +49,8 @@ COMPARED = Compared(
 )
 REPORT = Report(
     (
-        Finding("torch", "ok", "torch 2.13", "never shown"),
-        Finding("disk", "wrong", "1 GB [free]", "it fills up", "rm -rf outputs/old"),
+        DoctorFinding("torch", "ok", "torch 2.13", "never shown"),
+        DoctorFinding("disk", "wrong", "1 GB [free]", "it fills up", "rm -rf outputs/old"),
     )
 )
 PLAN = Plan("what run x takes", [("clips", "12 [of 20]", "8 s each")], ["few steps"])

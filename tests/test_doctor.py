@@ -24,7 +24,7 @@ from avomni_lib.etl.video import reader
 from avomni_lib.hardware import Choice, Memory
 from avomni_lib.params import Params
 from avomni_lib.training.doctor import doctor, machine, probes
-from avomni_lib.training.doctor.machine import PLATFORMS, Finding, Installed, Triton
+from avomni_lib.training.doctor.machine import PLATFORMS, DoctorFinding, Installed, Triton
 
 bitsandbytes = probes.load_bitsandbytes()
 ROOT = files.PROJECT_ROOT
@@ -112,7 +112,7 @@ def install(folder: Path, name: str, version: str, sizes: dict[str, int]) -> Non
     (about / "RECORD").write_text("\n".join(record))
 
 
-def judged(found: Installed) -> dict[str, Finding]:
+def judged(found: Installed) -> dict[str, DoctorFinding]:
     return {finding.name: finding for finding in machine.fit(found)}
 
 

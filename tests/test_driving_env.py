@@ -201,11 +201,13 @@ def test_who_follows_the_recorded_drive_stays_on_it(blind, seed):
     assert np.ptp(episode.reference[:100, 3]) > 3.0
 
 
-def state(speed: float) -> vehicle.State:
-    return vehicle.State(3.0, -2.0, 0.7, speed, 0.0, 0.0)
+def state(speed: float) -> vehicle.VehicleState:
+    return vehicle.VehicleState(3.0, -2.0, 0.7, speed, 0.0, 0.0)
 
 
-def after(start: vehicle.State, waypoints: np.ndarray, seconds: float) -> vehicle.State:
+def after(
+    start: vehicle.VehicleState, waypoints: np.ndarray, seconds: float
+) -> vehicle.VehicleState:
     """Where waypoints lead that are given again and again, in the rig's frame."""
     for _ in range(round(seconds * 10)):
         start = vehicle.advance(start, 3.0, *vehicle.track(start, waypoints, 3.0), 0.1)

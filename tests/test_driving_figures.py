@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from avomni_lib.driving import geometry, ladder, policies
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import driven
-from avomni_lib.driving.terms import COLUMNS, Contact, Seen, terms
+from avomni_lib.driving.terms import COLUMNS, Contact, SharedGeometry, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.params import user_code
@@ -154,7 +154,7 @@ def test_drifting_off_the_road_ends_the_score_where_a_corner_leaves_it():
     assert scores.cut_s == pytest.approx(TIME[np.argmax(corner < -RIGHT)])
     assert (scores.dac, scores.lk, scores.num_off_road) == (0.0, 0.0, 1)
     assert (scores.nc, scores.ttc) == (1.0, 1.0)
-    seen = Seen(drive)
+    seen = SharedGeometry(drive)
     assert seen.middle_m == pytest.approx(ego[:, 1] + 1.4 * np.sin(ego[:, 2]))
     assert seen.turned_rad == pytest.approx(ego[:, 2])
 

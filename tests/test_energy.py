@@ -6,7 +6,7 @@ import time
 import pytest
 
 from avomni_lib.training.fit import energy, worker
-from avomni_lib.training.fit.energy import Reading, Sampler
+from avomni_lib.training.fit.energy import PowerSample, Sampler
 from tests import killed_training, training_set
 
 AMD = {
@@ -37,7 +37,7 @@ SAID = {
     "rocm-smi": json.dumps(ROCM),
     "nvidia-smi": NVIDIA,
 }
-CARD_0 = Reading(53.0, 412.0, 61.0)
+CARD_0 = PowerSample(53.0, 412.0, 61.0)
 LINE = {"gpu_busy_pct": 53.0, "gpu_watts": 412.0, "gpu_celsius": 61.0, "gpu_joules": 824.0}
 
 

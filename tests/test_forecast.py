@@ -109,7 +109,7 @@ def test_a_worlds_video_is_known_before_it_is_rendered(tmp_path, codec):
 
 def test_dearer_codecs_sizes_rates_and_decoders_take_longer():
     def seconds(codec="h264", width=1920, sample_hz=2.0, decoder="pyav") -> float:
-        return forecast.Video(codec, width, 1080, 600, "").cpu_s(sample_hz, decoder)
+        return forecast.VideoProperties(codec, width, 1080, 600, "").cpu_s(sample_hz, decoder)
 
     assert seconds("av1") < seconds("h264") < seconds("hevc") == seconds("unheard of")
     assert seconds(width=640) < seconds() < seconds(sample_hz=10.0) < seconds(sample_hz=30.0)

@@ -12,7 +12,7 @@ from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.verify import verify
 from avomni_lib.etl.clip import tiling
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.notebook.tiles.choice import Choice
+from avomni_lib.notebook.tiles.choice import TilingChoice
 from avomni_lib.notebook.tiles.preview import Place, Preview
 from avomni_lib.notebook.tiles.widgets import TilePreview
 from avomni_lib.params import Params, grids
@@ -114,7 +114,7 @@ def test_the_prompt_the_forecast_and_the_preview_speak_of_the_grid(p):
     assert conversation.grid_size(p) == (2 * p.processing.tile_height, 2 * p.processing.tile_width)
     shown = next(row for row in estimate.plan_run(p).rows if row[0] == "grid")
     assert "2×2 cameras of your own" in shown[2]
-    choice = Choice.of(p)
+    choice = TilingChoice.of(p)
     assert choice.laid_over(p) == p and Preview(p).is_cached(choice)
 
 
@@ -183,7 +183,7 @@ def test_the_prompt_names_a_larger_tile(uneven):
 
 
 def test_the_preview_and_the_labels_follow_a_larger_tile(uneven):
-    choice, grid = Choice.of(uneven), cameras.grid(uneven.vision.cameras)
+    choice, grid = TilingChoice.of(uneven), cameras.grid(uneven.vision.cameras)
     preview = Preview(uneven)
     assert choice.laid_over(uneven) == uneven and preview.is_cached(choice)
     place = Place(next(iter(preview.listed)), 0, 1)
@@ -202,7 +202,7 @@ def test_the_preview_and_the_labels_follow_a_larger_tile(uneven):
 
 @pytest.mark.parametrize(("setup", "shape"), [("4-cam", (2, 4)), ("7-cam", (4, 3))])
 def test_one_camera_is_made_larger_and_the_others_stand_around_it(setup, shape):
-    choice = Choice.of(of(setup)).with_larger(WIDE)
+    choice = TilingChoice.of(of(setup)).with_larger(WIDE)
     grid = choice.grid
     assert (grid.rows, grid.cols) == shape
     assert grid.span_of(WIDE) == (2, 2) and grid.cell_of(WIDE) == (0, 0)

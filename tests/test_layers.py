@@ -160,3 +160,12 @@ def test_rooms_may_be_imported_in_any_order():
     for name in first:
         code = f"import avomni_lib.{name}"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=files.PROJECT_ROOT)
+
+
+def test_no_two_classes_have_the_same_name():
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name_of(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.live.recording import replay
-from avomni_lib.live.session import Session
+from avomni_lib.live.session import LiveSession
 from avomni_lib.live.ticks import Tick, Ticks
 from avomni_lib.params import Params
 
@@ -197,7 +197,7 @@ def picture(value: int, width: int = 64, height: int = 48) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(np.full((height, width, 3), value, np.uint8), format="rgb24")
 
 
-def drive(session: Session, clock: Clock, seconds: float, service_s: float, skip=()) -> None:
+def drive(session: LiveSession, clock: Clock, seconds: float, service_s: float, skip=()) -> None:
     """Cameras at 30 Hz for so long, and a model that takes `service_s` a window."""
     busy_until = 0
     for number in range(int(seconds * 30)):
@@ -215,7 +215,7 @@ def drive(session: Session, clock: Clock, seconds: float, service_s: float, skip
 
 def test_with_a_model_ten_times_slower_the_answered_window_is_at_most_two_services_old():
     clock = Clock()
-    session = Session(p_of(), lambda frames: str(int(frames[-1].mean())), now_ns=clock)
+    session = LiveSession(p_of(), lambda frames: str(int(frames[-1].mean())), now_ns=clock)
     drive(session, clock, seconds=20, service_s=1.0)
     assert 15 <= len(session.answers) <= 21
     for each in session.answers:
@@ -227,7 +227,7 @@ def test_with_a_model_ten_times_slower_the_answered_window_is_at_most_two_servic
 
 def test_windows_come_again_when_a_camera_is_back_after_minutes():
     clock, made = Clock(), []
-    session = Session(p_of(), str, now_ns=clock)
+    session = LiveSession(p_of(), str, now_ns=clock)
     for number in range(150 * 30):
         clock.ns = round(number / 30 * 1e9)
         for name in NAMES:
@@ -246,7 +246,7 @@ def test_frames_of_another_size_in_mid_stream_fill_the_same_tile():
     clock, asked, p = Clock(), [], p_of()
     letterbox = p.processing.model_copy(update={"fit": "letterbox"})
     p = p.model_copy(update={"processing": letterbox})
-    session = Session(p, lambda frames: asked.append(frames) or "", now_ns=clock)
+    session = LiveSession(p, lambda frames: asked.append(frames) or "", now_ns=clock)
     for number in range(90):
         clock.ns = round(number / 30 * 1e9)
         size = (64, 48) if number < 45 else (160, 30)
@@ -264,7 +264,9 @@ def test_no_window_spans_a_gap():
     clock = Clock()
     lost = {(NAMES[1], number) for number in range(60, 90)}
     asked = []
-    session = Session(p_of(max_age_s=0.2), lambda frames: asked.append(frames) or "", now_ns=clock)
+    session = LiveSession(
+        p_of(max_age_s=0.2), lambda frames: asked.append(frames) or "", now_ns=clock
+    )
     drive(session, clock, seconds=6, service_s=0.0, skip=lost)
     assert session.counts()["num_gaps"] >= 6
     steps = [np.diff(frames.mean(axis=(1, 2, 3))) for frames in asked]
@@ -274,19 +276,19 @@ def test_no_window_spans_a_gap():
 def test_a_camera_without_an_address_is_refused():
     sources = dict.fromkeys(NAMES[:3], "x.mp4")
     with pytest.raises(AvomniError, match=f"no source of {NAMES[3]}"):
-        Session(p_of(sources=sources), str)
+        LiveSession(p_of(sources=sources), str)
 
 
 def test_what_can_be_opened_once_is_not_the_address_of_two_cameras():
     for url in ("/dev/video0", "udp://127.0.0.1:5004"):
         with pytest.raises(AvomniError, match=f"{NAMES[0]} and {NAMES[3]} are both at {url}"):
-            Session(p_of(sources=SOURCES | {NAMES[0]: url, NAMES[3]: url}), str)
-    Session(p_of(sources=dict.fromkeys(NAMES, "a.mp4")), str)
+            LiveSession(p_of(sources=SOURCES | {NAMES[0]: url, NAMES[3]: url}), str)
+    LiveSession(p_of(sources=dict.fromkeys(NAMES, "a.mp4")), str)
 
 
 def test_an_address_of_another_kind_is_refused_before_a_camera_is_opened():
     with pytest.raises(AvomniError, match="a source is opened from") as caught:
-        Session(p_of(sources=SOURCES | {NAMES[1]: "concat:a.mp4|b.mp4"}), str)
+        LiveSession(p_of(sources=SOURCES | {NAMES[1]: "concat:a.mp4|b.mp4"}), str)
     assert caught.value.where == f"live.sources.{NAMES[1]}"
 
 
@@ -297,7 +299,7 @@ def test_a_recorded_session_is_answered_again(tmp_path):
         return " ".join(f"{frame.mean():.3f}" for frame in frames)
 
     ask.num_encoded = 2
-    session = Session(p_of(), ask, record=tmp_path / "record", now_ns=clock)
+    session = LiveSession(p_of(), ask, record=tmp_path / "record", now_ns=clock)
     with session.record:
         drive(session, clock, seconds=3, service_s=0.35, skip={(NAMES[0], 40)})
     lines = [json.loads(line) for line in (tmp_path / "record" / "live.jsonl").open()]
@@ -308,4 +310,4 @@ def test_a_recorded_session_is_answered_again(tmp_path):
     ]
     assert len(answers) > 5 and all(then == now for _, then, now in answers)
     with pytest.raises(AvomniError, match="recorded here already"):
-        Session(p_of(), ask, record=tmp_path / "record").record.__enter__()
+        LiveSession(p_of(), ask, record=tmp_path / "record").record.__enter__()

@@ -26,7 +26,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation.models import RemoteAnswerer
 from avomni_lib.live import sources
 from avomni_lib.live.page import Page
-from avomni_lib.live.session import Session, State
+from avomni_lib.live.session import LiveSession, LiveState
 from avomni_lib.live.sources import Begun, Reader, Source, check
 from avomni_lib.params import Params
 
@@ -103,7 +103,7 @@ def test_files_of_a_session_begin_together(tmp_path):
 def test_mjpeg_comes_over_http_and_a_dropped_line_is_taken_up_again():
     """The page of a session is itself a camera for another one."""
     with Page() as page:
-        state = State()
+        state = LiveState()
 
         def show():
             for number in range(400):
@@ -449,7 +449,7 @@ def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
     for name in names:
         write_video(tmp_path / f"{name}.mp4", seconds=2)
     p = p_of({name: str(tmp_path / f"{name}.mp4") for name in names})
-    session = Session(p, lambda frames: f"{frames.mean():.2f}", record=tmp_path / "record")
+    session = LiveSession(p, lambda frames: f"{frames.mean():.2f}", record=tmp_path / "record")
     session.run(seconds=20)
     counts = session.counts()
     assert 15 <= counts["num_ticks"] <= 21 and counts["num_gaps"] == 0
@@ -470,7 +470,7 @@ def p_of(sources) -> Params:
 
 def test_the_page_shows_the_picture_and_the_numbers():
     with Page() as page:
-        state = State(grid=np.zeros((4, 4, 3), np.uint8), tick=7, num_gaps=2)
+        state = LiveState(grid=np.zeros((4, 4, 3), np.uint8), tick=7, num_gaps=2)
         page.show(state)
         told = json.load(urllib.request.urlopen(f"{page.url}state"))
         assert told["numbers"]["tick"] == 7 and told["answer"] is None

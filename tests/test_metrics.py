@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.clip.scene import Scene
+from avomni_lib.etl.clip.scene import Surroundings
 from avomni_lib.evaluation import metrics
 from avomni_lib.training.targets import Content, target
 from tests.answered import DURATION_S, SUMMARY, drives, straight, summaries, summary, table, window
@@ -389,7 +389,9 @@ def events(*sentences):
     """Windows of which people wrote a sentence, or of which a template tells."""
     asked = futures()
     return [
-        dataclasses.replace(each, truth=dataclasses.replace(each.truth, scene=Scene((), sentence)))
+        dataclasses.replace(
+            each, truth=dataclasses.replace(each.truth, scene=Surroundings((), sentence))
+        )
         for each, sentence in zip(asked, sentences, strict=True)
     ]
 

@@ -172,7 +172,7 @@ def test_a_release_without_the_feature_has_no_labels(tmp_path):
     built = build.build(folder_run.chosen(tmp_path / "run", folder, obstacles=True))
     assert built.figures["num_unlabelled"] == built.figures["num_clips"] == 1
     found = Windows(built.cache, 2, 1)
-    assert found.scene(0) == scene.Scene((), None, is_known=False)
+    assert found.scene(0) == scene.Surroundings((), None, is_known=False)
     memmap.verify(built.cache.folder)
 
 
@@ -275,7 +275,7 @@ def test_clips_without_labels_say_that_nobody_knows(run):
     _, built = run
     for number, is_known in ((NOBODY, True), (DAMAGED, False), (LACKING, False)):
         found, own = windows_of(built.cache, number)
-        assert own and all(found.scene(i) == scene.Scene((), None, is_known) for i in own)
+        assert own and all(found.scene(i) == scene.Surroundings((), None, is_known) for i in own)
         asked, kept = windows_of(built.cache, number, scenes=True)
         assert len(kept) == (len(own) if is_known else 0)
         assert len(asked) + asked.num_unknown == len(found) and asked.num_short == 0

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.tiles import params_file
-from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice
+from avomni_lib.notebook.tiles.choice import OWN_LIST, TilingChoice
 from avomni_lib.params import Params
 
 SHIPPED = sorted((files.PROJECT_ROOT / "params").glob("*.yaml"))
-CHOICE = Choice("7-cam", (), (320, 192), "crop", 4.0, 8)
+CHOICE = TilingChoice("7-cam", (), (320, 192), "crop", 4.0, 8)
 
 choices = st.builds(
-    Choice,
+    TilingChoice,
     setup=st.sampled_from(["4-cam", "7-cam"]),
     cameras=st.just(()),
     tile=st.tuples(st.integers(8, 960), st.integers(8, 960)),
@@ -33,7 +33,7 @@ def test_a_file_laid_over_the_runs_own_is_the_choice(path, choice, tmp_path_fact
     p = Params.from_files([path])
     fresh = tmp_path_factory.mktemp("fresh") / "tiles.yaml"
     text = params_file.text_of(fresh, p, choice)
-    if choice == Choice.of(p):
+    if choice == TilingChoice.of(p):
         assert text == ""
         return
     assert params_file.difference(fresh, text).startswith(f"--- {fresh}\tbefore")
@@ -42,7 +42,7 @@ def test_a_file_laid_over_the_runs_own_is_the_choice(path, choice, tmp_path_fact
     assert laid == choice.laid_over(p)
     assert params_file.difference(fresh, text) == ""
     # Another choice, made in the run that this one is laid over already, and back again.
-    for other in (CHOICE, Choice.of(p)):
+    for other in (CHOICE, TilingChoice.of(p)):
         params_file.write(fresh, params_file.text_of(fresh, laid, other))
         laid = Params.from_files([path, fresh])
         assert laid == other.laid_over(p)
@@ -57,13 +57,13 @@ def test_a_file_of_another_making_is_left_alone(tmp_path):
 
 def test_an_own_list_is_written_as_rows(tmp_path):
     names = ("camera_front_wide_120fov", "camera_rear_tele_30fov", "camera_cross_left_120fov")
-    own, path = Choice(OWN_LIST, names, (64, 64), "crop", 2.0, 8), tmp_path / "own.yaml"
+    own, path = TilingChoice(OWN_LIST, names, (64, 64), "crop", 2.0, 8), tmp_path / "own.yaml"
     text = params_file.text_of(path, Params(), own)
     rows = f"[[{', '.join(names[:2])}], [{names[2]}, null]]"
     assert f"  cameras: {rows}" in text
     path.write_text(text)
     laid = Params.from_files([path])
-    assert Choice.of(laid).grid == own.grid and Choice.of(laid).setup == "own grid"
+    assert TilingChoice.of(laid).grid == own.grid and TilingChoice.of(laid).setup == "own grid"
 
 
 def test_the_default_is_no_shipped_file():

@@ -18,7 +18,7 @@ from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows, num_windows
 from avomni_lib.etl.run import build
 from avomni_lib.notebook.tiles import older
-from avomni_lib.notebook.tiles.choice import Choice, cost
+from avomni_lib.notebook.tiles.choice import TilingChoice, cost
 from avomni_lib.notebook.tiles.preview import Place, Preview
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Video, backbone
@@ -377,7 +377,7 @@ def test_the_card_says_how_far_back_a_window_looks(run):
 
 
 def test_the_preview_shows_windows_that_have_their_past(run):
-    preview, choice = Preview(run), Choice.of(run)
+    preview, choice = Preview(run), TilingChoice.of(run)
     clip_id = next(iter(preview.listed))
     windows = preview.windows(clip_id, choice)
     assert windows[0].number == 5 and preview.count(clip_id, choice) == len(windows)

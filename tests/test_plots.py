@@ -15,7 +15,7 @@ from avomni_lib.dataset.audit.audit import Audit
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built
-from avomni_lib.evaluation.before_after import Answered
+from avomni_lib.evaluation.before_after import ComparedWindow
 from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.plots import audit, canvas, etl, tiles, training
 from avomni_lib.notebook.run import runs
@@ -44,7 +44,7 @@ def drive(num=80, turn=0.8):
     times = np.arange(num) / 10
     steps = np.stack([np.full(num, 0.8), np.linspace(0, turn, num)], axis=1)
     speed = 5 + np.sin(times)
-    return tiles.Drive(
+    return tiles.WindowMotion(
         times, np.cumsum(steps, axis=0), np.linspace(0, turn, num), speed, 24, 40, 30
     )
 
@@ -81,7 +81,7 @@ def built(seconds=30.0):
 
 def answered(before, after, speeds=(None, None), shape=(64, 96)):
     frames = np.stack([noise(*shape, i) for i in range(16)])
-    return Answered("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
+    return ComparedWindow("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,9 @@ def pictures(windows):
     ]
     sizes = [30_000_000, 20_000_000, 15_000_000, 10_000_000, 500_000, 20_000]
     nothing = SimpleNamespace(clips=(), shards=())
-    standing = tiles.Drive(np.arange(4.0), np.zeros((4, 2)), np.zeros(4), np.zeros(4), 0, 4, 0)
+    standing = tiles.WindowMotion(
+        np.arange(4.0), np.zeros((4, 2)), np.zeros(4), np.zeros(4), 0, 4, 0
+    )
     return {
         "matrix": audit.matrix(
             found(200, damaged=[(40, 2)], missing=[(50, 4), (51, 4)], absent=[(199, 0)])
@@ -321,7 +323,9 @@ def test_the_path_is_drawn_in_the_ego_frame_of_the_frame_shown():
     east = np.stack([np.linspace(0, 10, 11), np.zeros(11)], axis=1)
     north = np.stack([np.full(10, 10.0), np.linspace(1, 10, 10)], axis=1)
     yaw = np.array([0.0] * 10 + [np.pi / 2] * 11)
-    there = tiles.Drive(np.arange(21.0), np.vstack([east, north]), yaw, np.ones(21), 0, 21, 10)
+    there = tiles.WindowMotion(
+        np.arange(21.0), np.vstack([east, north]), yaw, np.ones(21), 0, 21, 10
+    )
     xy = there.xy_ego_m()
     assert np.allclose(xy[10], 0)
     assert np.allclose(xy[-1], [10, 0]), "ten metres on, straight ahead"

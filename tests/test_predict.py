@@ -17,7 +17,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import answer, before_after
 from avomni_lib.live import answering, playback, subject
 from avomni_lib.live.answerer import Answerer, chosen, predict
-from avomni_lib.live.session import Session
+from avomni_lib.live.session import LiveSession
 from avomni_lib.params import Params
 from avomni_lib.training.fit import worker
 from avomni_lib.training.model import adapter
@@ -163,7 +163,7 @@ def test_live_frames_are_the_caches_and_answers_the_evaluations(p, answerer, tmp
     live = p.live.model_copy(update={"hop": 1})
     run = playback.as_cameras(p.model_copy(update={"live": live}), clip_id, tmp_path)
     clock = [0]
-    session = Session(run, lambda frames: answerer.answer(frames).text, now_ns=lambda: clock[0])
+    session = LiveSession(run, lambda frames: answerer.answer(frames).text, now_ns=lambda: clock[0])
     events = []
     for name, path in run.live.sources.items():
         with av.open(path) as container:

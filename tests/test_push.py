@@ -12,14 +12,14 @@ from avomni_lib.params import CONFIDENTIAL, Params
 from avomni_lib.training.export.push import push
 from avomni_lib.training.fit import checkpoints
 from avomni_lib.training.model import adapter
-from avomni_world.local_hub import Handler, LocalHub
+from avomni_world.local_hub import HubHandler, LocalHub
 from tests import training_set
 from tests.test_card import FIGURES, record_of
 
 REPO, COMMIT = "somebody/adapter", "a" * 40
 
 
-class Taking(Handler):
+class Taking(HubHandler):
     """The routes by which huggingface_hub makes a repository and commits to it."""
 
     def do_POST(self):

@@ -7,7 +7,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.run.build import recipe_of
 from avomni_lib.notebook.tiles import raw_frames
-from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice, grid_of
+from avomni_lib.notebook.tiles.choice import OWN_LIST, TilingChoice, grid_of
 from avomni_lib.notebook.tiles.preview import Place, Preview
 from avomni_lib.notebook.tiles.raw_frames import RawFrames
 from tests import cached_run
@@ -27,9 +27,9 @@ def times_us(p):
 
 
 def choice(p, **changes):
-    own = Choice.of(p)
+    own = TilingChoice.of(p)
     names = ("setup", "cameras", "tile", "fit", "sample_hz", "sequence_length")
-    return Choice(**{name: changes.get(name, getattr(own, name)) for name in names})
+    return TilingChoice(**{name: changes.get(name, getattr(own, name)) for name in names})
 
 
 def window_of(raw, times_us, wanted):
@@ -102,7 +102,7 @@ def test_only_the_frames_around_the_one_shown_are_decoded(p, monkeypatch):
 
 
 def test_a_new_rate_or_length_keeps_the_moment(p):
-    preview, before = Preview(p), Choice.of(p)
+    preview, before = Preview(p), TilingChoice.of(p)
     place = Place(NAME, 3, 0)
     start = preview.windows(NAME, before).times_us(3)[0]
     for changed in ({"sample_hz": 20.0}, {"sequence_length": 6}, {"sample_hz": 5.0}):

@@ -13,8 +13,8 @@ from avomni_lib.dataset.select import evicted
 from avomni_lib.errors import AvomniError
 from avomni_lib.live import playback, sources
 from avomni_lib.live.answering import opened
-from avomni_lib.live.recording import Recording, replay
-from avomni_lib.live.session import Session
+from avomni_lib.live.recording import SessionRecord, replay
+from avomni_lib.live.session import LiveSession
 from avomni_lib.notebook.plots import live as plots
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import history, samples
@@ -37,13 +37,13 @@ def clip_id(p) -> str:
 
 
 @pytest.fixture(scope="module")
-def played(p, clip_id, tmp_path_factory) -> tuple[Params, Recording]:
+def played(p, clip_id, tmp_path_factory) -> tuple[Params, SessionRecord]:
     """A clip that was watched in real time by a model that always says the same."""
     folder = tmp_path_factory.mktemp("stage")
     run = playback.prepare(p, clip_id, folder)
     with opened(run, ask=lambda frames, past="": ANSWER) as (session, _):
         session.run(20)
-    return run, Recording.read(folder / playback.SESSION)
+    return run, SessionRecord.read(folder / playback.SESSION)
 
 
 def own_frames(p: Params, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +165,7 @@ def test_a_clip_whose_raw_files_are_evicted_is_played_out_of_the_cache(
     assert gone and evicted.read_evicted(p) == {}
     run = playback.as_cameras(p, clip_id, tmp_path)
     clock, made, events = [0], [], []
-    session = Session(run, str, now_ns=lambda: clock[0])
+    session = LiveSession(run, str, now_ns=lambda: clock[0])
     for source in session.sources:
         events += [(own, source.camera, frame) for own, frame in sources.frames_of(source)]
     for time_ns, name, frame in sorted(events, key=lambda event: event[:2]):
@@ -213,9 +213,9 @@ def test_a_session_that_saw_nothing_is_one_sentence(p, tmp_path):
     with opened(p.model_copy(update={"live": live}), ask=str) as (session, _):
         session.run(5)
     with pytest.raises(AvomniError, match="no tick of the session has a picture of each camera"):
-        Recording.read(tmp_path / "record")
+        SessionRecord.read(tmp_path / "record")
     with pytest.raises(AvomniError, match="no whole record"):
-        Recording.read(tmp_path)
+        SessionRecord.read(tmp_path)
 
 
 def test_passwords_of_cameras_reach_cameras_and_no_result(p):

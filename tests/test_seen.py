@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avomni_lib.training.model.generate import generate_texts
-from avomni_lib.training.model.seen import Seen
+from avomni_lib.training.model.seen import FeatureCache
 from tests import families, training_set
 
 QWEN = training_set.FRAMES, training_set.HEIGHT, training_set.WIDTH
@@ -47,7 +47,7 @@ def test_a_hop_encodes_only_new_pairs_and_answers_stay_equal(hop, each):
     model, talk, shape = qwen()
     windows = drive(shape, hop, 4)
     plain, _ = asked(model, talk, windows)
-    seen = Seen(model, talk.backbone)
+    seen = FeatureCache(model, talk.backbone)
     told, nums = asked(model, talk, windows, seen)
     whole = -(-shape[0] // 2) * 2
     # After an odd hop frames are paired anew: the pairs are those of the window before the last.
@@ -68,7 +68,7 @@ def test_all_levels_of_features_are_bit_equal():
 
     with torch.inference_mode():
         plain = [features(frames) for frames in windows]
-        Seen(model, talk.backbone)
+        FeatureCache(model, talk.backbone)
         kept = [features(frames) for frames in windows]
     assert len(plain[0]) > 2, "there are levels of DeepStack"
     assert all(map(torch.equal, sum(plain, []), sum(kept, [])))
@@ -80,7 +80,7 @@ def test_black_frames_are_seen_once_and_pieces_of_one_sum_are_told_apart():
     turned = drive(shape, 2, 1)[0]
     turned[2:4] = turned[0:2, ::-1]  # the same values in other places
     plain, _ = asked(model, talk, [black, turned])
-    seen = Seen(model, talk.backbone)
+    seen = FeatureCache(model, talk.backbone)
     told, nums = asked(model, talk, [black, turned], seen)
     assert told == plain and nums[0] == 2
 
@@ -90,6 +90,6 @@ def test_other_families_answer_the_same_and_see_less(name, tmp_path):
     model, talk, shape = of_family(name, tmp_path)
     windows = drive(shape, 2, 3)
     plain, _ = asked(model, talk, windows)
-    seen = Seen(model, talk.backbone)
+    seen = FeatureCache(model, talk.backbone)
     told, nums = asked(model, talk, windows, seen)
     assert told == plain and nums[1] < nums[0]

@@ -85,7 +85,7 @@ def ahead(gap_m: float, label: str = "automobile", **changed):
     ],
 )
 def test_templates_say_what_is_there(after, others, cause):
-    # The nearest first, as `Scene.others` has them, and the other way round.
+    # The nearest first, as `Surroundings.others` has them, and the other way round.
     for order in (others, others[::-1]):
         said = COC.of(truth(after, *order))
         assert (said.cause, said.cause_from) == (cause, "template")

@@ -22,7 +22,7 @@ from avomni_world.scene.scenes import make_scene
 from avomni_world.tiny_base import drives as tiny_drives
 from avomni_world.tiny_base import lessons, make
 from avomni_world.tiny_base import model as tiny_model
-from avomni_world.tiny_base.drives import Drives
+from avomni_world.tiny_base.drives import RecordedDrives
 from avomni_world.tiny_base.tokenizer import SPECIAL_TOKENS, waypoint_tokens
 
 TARGET = make.TARGET
@@ -175,10 +175,10 @@ def test_the_loss_of_the_text_lesson_is_the_models_own(model, words):
     assert before.shape == (2, model.config.text_config.hidden_size)
 
 
-def still_frames(poses: np.ndarray, flow: float, zoom: float) -> tiny_drives.Drive:
+def still_frames(poses: np.ndarray, flow: float, zoom: float) -> tiny_drives.RecordedDrive:
     """A drive at 10 m/s along these poses; black."""
     count = len(poses) - 64
-    return tiny_drives.Drive(
+    return tiny_drives.RecordedDrive(
         frames=np.zeros((count, 4, 4, 3), np.uint8),
         path_m=np.arange(count) * 1.0,
         flow=np.full(4, flow),
@@ -283,7 +283,7 @@ def test_no_town_to_learn_from_is_the_one_to_adapt_to():
 def test_the_first_minute_of_the_maker_meets_the_recorded_loss(record, tmp_path, one_thread):
     recipe = make.TinyRecipe(**record["recipe"])
     assert recipe == make.TinyRecipe()
-    drives = Drives(tmp_path, recipe.num_drives)
+    drives = RecordedDrives(tmp_path, recipe.num_drives)
     fresh = tiny_model.start(make.tokenizer(), recipe.seed)
     made = np.array(list(islice(make.warm_up(fresh, drives, recipe), FIRST_STEPS)))
     recorded = np.array(record["loss"]["warm_up"][:FIRST_STEPS])
@@ -316,7 +316,7 @@ def test_the_lessons_were_learnt(record):
 
 
 def test_it_reads_the_speed_off_the_pixels_alone(model, words, tmp_path):
-    drives = Drives(tmp_path, 10, tiny_drives.HELD_OUT_SEED + 500, tiny_drives.HOME)
+    drives = RecordedDrives(tmp_path, 10, tiny_drives.HELD_OUT_SEED + 500, tiny_drives.HOME)
     starts = (0, 20, 40, 60)
     length = make.NUM_FRAMES
     windows = np.stack([[drives[i].frames[s : s + length] for s in starts] for i in range(10)])

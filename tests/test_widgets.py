@@ -348,7 +348,9 @@ def test_what_is_written_is_what_was_shown_and_runs_as_the_choice(p, view, tmp_p
 
 def test_a_wide_grid_has_its_motion_below():
     times = np.arange(40) / 10
-    drive = tiles.Drive(times, np.ones((40, 2)) * times[:, None], times * 0, times + 1, 3, 9, 5)
+    drive = tiles.WindowMotion(
+        times, np.ones((40, 2)) * times[:, None], times * 0, times + 1, 3, 9, 5
+    )
     beside, below = tiles.motion(drive), tiles.motion(drive, wide=True)
     assert beside.get_figwidth() < beside.get_figheight()
     assert below.get_figwidth() > below.get_figheight()

@@ -23,9 +23,9 @@ from avomni_lib import files
 from avomni_lib.dataset.cameras import grid
 from avomni_lib.driving import ladder
 from avomni_lib.driving.episode import Episode
-from avomni_lib.driving.ladder import Driven
+from avomni_lib.driving.ladder import DriveScores
 from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, check, policy, several
-from avomni_lib.driving.terms import Seen, terms
+from avomni_lib.driving.terms import SharedGeometry, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation.scores import MODEL
@@ -44,7 +44,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Drive:
+class StoredDrive:
     """One stored drive.
 
     Attributes:
@@ -62,7 +62,7 @@ class Drive:
 
 
 @dataclass(frozen=True)
-class Drives:
+class RunDrives:
     """All drives of a run and their scores.
 
     Attributes:
@@ -71,8 +71,8 @@ class Drives:
         notes: Policy -> a caveat about it, for policies that have one.
     """
 
-    drives: Mapping[str, Sequence[Drive]]
-    scored: Driven
+    drives: Mapping[str, Sequence[StoredDrive]]
+    scored: DriveScores
     notes: Mapping[str, str]
 
     @property
@@ -114,12 +114,12 @@ class Drives:
             rows.append(row | dict(table[table.time_s <= end_s].iloc[-1]))
         return pd.DataFrame(rows).set_index("seed").sort_values(["scene_score", "time_s"])
 
-    def of(self, name: str, seed: int) -> Drive:
+    def of(self, name: str, seed: int) -> StoredDrive:
         """The drive of one policy in the world of one seed."""
         return next(drive for drive in self.drives[name] if drive.episode.seed == seed)
 
 
-def over_time(drive: Drive) -> pd.DataFrame:
+def over_time(drive: StoredDrive) -> pd.DataFrame:
     """The course of a drive, one row per 0.1 s.
 
     Columns: `time_s`; `speed_mps`, and `recorded_mps` of the recorded drive at the same time;
@@ -127,7 +127,7 @@ def over_time(drive: Drive) -> pd.DataFrame:
     heading relative to the lane, positive to the left.
     """
     episode = drive.episode
-    seen = Seen(episode)
+    seen = SharedGeometry(episode)
     recorded = episode.reference[: len(episode.ego), 3]
     return pd.DataFrame(
         {
@@ -178,7 +178,7 @@ def plan(p: Params) -> Plan:
     return Plan("what 08_drive will do", rows, warnings, figures)
 
 
-def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> Drives:
+def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> RunDrives:
     """Drive every episode with every policy; drives that are already stored are reused.
 
     Args:
@@ -195,7 +195,7 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> Drives:
     def answerer() -> Answerer:
         return Answerer(p)
 
-    drives: dict[str, list[Drive]] = {}
+    drives: dict[str, list[StoredDrive]] = {}
     notes = {}
     with progress(total=len(p.driving.policies) * len(seeds), unit="drive", label="driving") as bar:
         for name in p.driving.policies:
@@ -218,7 +218,7 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> Drives:
             if note := drives[name][0].note:
                 notes[name] = note
     episodes = {name: [drive.episode for drive in driven] for name, driven in drives.items()}
-    return Drives(drives, ladder.driven(episodes, p.run.seed), notes)
+    return RunDrives(drives, ladder.driven(episodes, p.run.seed), notes)
 
 
 class Expert:
@@ -245,7 +245,7 @@ class Expert:
 
 def _drive_batch(
     p: Params, driver: Policy | None, events: Mapping[int, str], name: str
-) -> Iterator[Drive]:
+) -> Iterator[StoredDrive]:
     """Drive the episodes of some seeds side by side; yields each drive when it ends.
 
     Args:
@@ -276,7 +276,7 @@ def _drive_batch(
                     del seen[seed]
                     shown = np.array(pictures[seed], np.uint8)
                     shown = shown.reshape(-1, world.height, world.width, 3)
-                    yield Drive(env.episode(), events[seed], shown, driver.note)
+                    yield StoredDrive(env.episode(), events[seed], shown, driver.note)
     finally:
         for env in envs.values():
             env.close()
@@ -343,7 +343,7 @@ def _file(folder: Path, name: str, seed: int) -> Path:
     return folder / f"{name.replace(':', '..')}_{seed}.npz"
 
 
-def _write(path: Path, made: Drive, recipe: Mapping[str, Any]) -> None:
+def _write(path: Path, made: StoredDrive, recipe: Mapping[str, Any]) -> None:
     fields = dataclasses.asdict(made.episode)
     scalars = {name: fields.pop(name) for name in ("seed", "policy", "lane_width")}
     about = {"recipe": recipe, "note": made.note, "event": made.event}
@@ -352,7 +352,7 @@ def _write(path: Path, made: Drive, recipe: Mapping[str, Any]) -> None:
         np.savez_compressed(file, about=np.array(text), pictures=made.pictures, **fields)
 
 
-def _read(path: Path, recipe: Mapping[str, Any]) -> Drive | None:
+def _read(path: Path, recipe: Mapping[str, Any]) -> StoredDrive | None:
     """A stored drive; None if there is none, it has another recipe, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -363,6 +363,8 @@ def _read(path: Path, recipe: Mapping[str, Any]) -> Drive | None:
         pictures = arrays.pop("pictures")
         sizes = {name: tuple(arrays.pop(name).tolist()) for name in ("size", "drivable")}
         scalars = {name: about[name] for name in ("seed", "policy", "lane_width")}
-        return Drive(Episode(**arrays, **sizes, **scalars), about["event"], pictures, about["note"])
+        return StoredDrive(
+            Episode(**arrays, **sizes, **scalars), about["event"], pictures, about["note"]
+        )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

@@ -51,7 +51,7 @@ LEAST_KM = 1e-3  # below one metre there is no rate per km
 
 
 @dataclass(frozen=True, repr=False)
-class Driven(TableWithClaims):
+class DriveScores(TableWithClaims):
     """The scores of all drives.
 
     Attributes:
@@ -88,7 +88,7 @@ class Driven(TableWithClaims):
         return table
 
 
-def driven(episodes: Mapping[str, Sequence[Episode]], seed: int = 0) -> Driven:
+def driven(episodes: Mapping[str, Sequence[Episode]], seed: int = 0) -> DriveScores:
     """Score all drives and compare the policies.
 
     Args:
@@ -104,7 +104,7 @@ def driven(episodes: Mapping[str, Sequence[Episode]], seed: int = 0) -> Driven:
         for episode in drives
     ]
     scores = pd.DataFrame(rows).drop(columns="contacts", errors="ignore")
-    return Driven(scores, figures(scores, seed))
+    return DriveScores(scores, figures(scores, seed))
 
 
 def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     seeds, None if the model (`adapted`) did not drive.
 
     Args:
-        scores: See `Driven.scores`.
+        scores: See `DriveScores.scores`.
         seed: Seed of the resampling.
 
     Returns:

@@ -91,7 +91,7 @@ def past_of(observation: Observation) -> Trajectory:
 
 
 @dataclass
-class Motion:
+class Extrapolation:
     """Goes on by what moved before: waypoints of the past alone."""
 
     name: str
@@ -106,12 +106,12 @@ class Motion:
         return self.ahead(past_of(observation))
 
 
-def rolled(name: str, past: Trajectory) -> np.ndarray:
+def waypoints_of(name: str, past: Trajectory) -> np.ndarray:
     """(16, 2) waypoints of a motion model of `targets.motion_models`."""
     return motion_models.MODELS[name](past).trajectory().xy_m[STEPS_APART - 1 :: STEPS_APART]
 
 
-def ego_motion(p: Params) -> Motion:
+def ego_motion(p: Params) -> Extrapolation:
     """The ridge regression of the ladder, fitted on the training windows of the run's cache.
 
     Raises:
@@ -121,7 +121,7 @@ def ego_motion(p: Params) -> Motion:
     own = [index for index in range(len(windows)) if windows[index].split == "train"]
     answers = [FUTURE_V1.of(windows.truth(index)) for index in own]
     ridge = baselines.EgoMotion.fit([windows.past(index) for index in own], answers)
-    return Motion("ego_motion", lambda past: np.array(ridge.predict(past).waypoints_m))
+    return Extrapolation("ego_motion", lambda past: np.array(ridge.predict(past).waypoints_m))
 
 
 @dataclass
@@ -334,7 +334,7 @@ class ModelPolicy:
     def _waypoints(self, number: int, seen: Observation) -> np.ndarray:
         plan = self._wheels[number].plan
         if plan is None:
-            return rolled("constant_velocity", past_of(seen))
+            return waypoints_of("constant_velocity", past_of(seen))
         return plan[STEPS_APART - 1 :: STEPS_APART]
 
 
@@ -454,8 +454,8 @@ def policy(name: str, p: Params, answerer: Callable[[], Answerer]) -> Policy:
         check(p)  # before it is loaded
         return ModelPolicy(answerer(), p.driving.hop, name == "blind", p.driving.smoothing)
 
-    def motion() -> Motion:
-        return Motion(name, functools.partial(rolled, name))
+    def motion() -> Extrapolation:
+        return Extrapolation(name, functools.partial(waypoints_of, name))
 
     made: dict[str, Callable[[], Policy]] = {
         "log_replay": LogReplay,

@@ -90,7 +90,7 @@ class Terms:
 
 def terms(episode: Episode) -> Terms:
     """All scores of a drive."""
-    seen = Seen(episode)
+    seen = SharedGeometry(episode)
     score, failure, cut, progress = scene(seen)
     return Terms(
         scene_score=score,
@@ -111,7 +111,7 @@ def terms(episode: Episode) -> Terms:
     )
 
 
-class Seen:
+class SharedGeometry:
     """Geometry that several terms share: the ego's box relative to the actors and the lane.
 
     Attributes:
@@ -175,7 +175,7 @@ class Seen:
         return "side"
 
 
-def scene(seen: Seen) -> tuple[float, str | None, int | None, float]:
+def scene(seen: SharedGeometry) -> tuple[float, str | None, int | None, float]:
     """AlpaSim's scene score, 0 to 1.
 
     0 if the first event is a collision at fault or the ego leaving the road; otherwise the
@@ -216,7 +216,7 @@ def _progress(episode: Episode, step: int) -> float:
     return min(float(along) / length, 1.0) if length else 1.0
 
 
-def nc(seen: Seen) -> float:
+def nc(seen: SharedGeometry) -> float:
     """No at-fault collision: 1 without one, 0 with one, 0.5 if only static objects were hit.
 
     Only the first contact with each actor counts. The ego is at fault if it hits an actor that
@@ -248,7 +248,7 @@ def _bearing(ego: np.ndarray, actor: np.ndarray) -> float:
     return abs(math.remainder(angle, 2 * math.pi))
 
 
-def dac(seen: Seen) -> float:
+def dac(seen: SharedGeometry) -> float:
     """Drivable area compliance: 1 if all four corners stay on the drivable surface, else 0.
 
     Source: navsim pdm_scorer.py `_calculate_drivable_area_compliance`.
@@ -256,7 +256,7 @@ def dac(seen: Seen) -> float:
     return float(not seen.is_off_road.any())
 
 
-def ddc(seen: Seen) -> float:
+def ddc(seen: SharedGeometry) -> float:
     """Driving direction compliance: 1; 0.5 from 2 m of wrong-way driving within 1.0 s; 0 from 6 m.
 
     Wrong-way driving is the distance covered by the box's centre outside the lane, as in NAVSIM,
@@ -274,7 +274,7 @@ def ddc(seen: Seen) -> float:
     return 1.0 if most < AGAINST_HALF_M else 0.5 if most < AGAINST_NONE_M else 0.0
 
 
-def ttc(seen: Seen) -> float:
+def ttc(seen: SharedGeometry) -> float:
     """Time to collision: 0 if the ego, going straight on at its speed, hits an actor within 1.0 s.
 
     The ego's box is compared with the actors' boxes as recorded 0, 0.3, 0.6 and 0.9 s ahead. An
@@ -319,7 +319,7 @@ def ep(episode: Episode) -> float:
     return float(driven / most) if most > SHORT_M else 1.0
 
 
-def lk(seen: Seen) -> float:
+def lk(seen: SharedGeometry) -> float:
     """Lane keeping: 0 if the box's centre is more than 0.5 m off the lane centre for 2.0 s, else 1.
 
     Source: navsim pdm_scorer.py `_calculate_lane_keeping`.

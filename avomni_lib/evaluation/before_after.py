@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ComparedWindow:
     """One window with its ground truth and the models' answers.
 
     Attributes:
@@ -47,7 +47,7 @@ class Answered:
     speed_adapted_mps: float | None
 
 
-def before(p: Params) -> list[Answered]:
+def before(p: Params) -> list[ComparedWindow]:
     """A few windows of `evaluation.split` and the base model's answers to them.
 
     Starts the training process if none runs; it waits for `trainer.train` before it trains.
@@ -59,7 +59,7 @@ def before(p: Params) -> list[Answered]:
     return _answered(p, windows, _predictions(p, windows, job.BEFORE_FILE, pauses=True), {})
 
 
-def after(p: Params) -> list[Answered]:
+def after(p: Params) -> list[ComparedWindow]:
     """The same windows with the adapted model's answers as well.
 
     Raises:
@@ -113,14 +113,14 @@ def _predictions(p: Params, windows: Windows, name: str, pauses: bool = False) -
 
 def _answered(
     p: Params, windows: Windows, base: dict[int, str], adapted: dict[int, str]
-) -> list[Answered]:
+) -> list[ComparedWindow]:
     target, answered = target_of(p), []
     for index, text in base.items():
         truth, texts = windows.truth(index), (text, adapted[index] if adapted else None)
         answers = [target.read(text or "") for text in texts]
         speeds = [answer.speed_mps if answer else None for answer in answers]
         answered.append(
-            Answered(
+            ComparedWindow(
                 windows[index].clip_id,
                 np.array(windows.frames(index)),
                 target.render(truth),

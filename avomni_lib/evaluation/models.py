@@ -83,7 +83,7 @@ def asker(p: Params, windows: Windows) -> Asker:
         AvomniError: the server does not serve the adapters that are needed.
     """
     if p.evaluation.server is not None:
-        return answer.one_by_one(lambda: Server(p, windows))
+        return answer.one_by_one(lambda: ModelServer(p, windows))
     cards = hardware.num_cards()
     num_processes = min(p.training.num_processes, cards or p.training.num_processes)
     if num_processes > 1:
@@ -142,7 +142,7 @@ class Local:
         return BLIND
 
 
-class Server:
+class ModelServer:
     """Base model and adapters on a server; the windows of a batch are sent concurrently."""
 
     def __init__(self, p: Params, windows: Windows):

@@ -18,7 +18,7 @@ from avomni_lib.live import subject
 from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
-from avomni_lib.training.model.seen import Seen
+from avomni_lib.training.model.seen import FeatureCache
 from avomni_lib.training.targets import Content, Target, target_of
 
 # A model on the hub at one commit: owner/name@40 hex digits.
@@ -66,7 +66,7 @@ class Answerer:
         self.model, self.conversation, self.choices = before_after.models(
             p, description(p), self.adapter
         )
-        self.seen = Seen(self.model, self.conversation.backbone)
+        self.seen = FeatureCache(self.model, self.conversation.backbone)
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ class Answerer:
         return self.seen.num_frames
 
     def __call__(self, frames: np.ndarray, history: str = "") -> str:
-        """The text of `answer`, as `Session` asks for it."""
+        """The text of `answer`, as `LiveSession` asks for it."""
         return self.answer(frames, history).text
 
     def answer(self, frames: np.ndarray, history: str = "") -> Answer:

@@ -15,7 +15,7 @@ from avomni_lib.evaluation.models import LIVE_TIMEOUT_S, RemoteAnswerer
 from avomni_lib.live import playback, session
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.page import Page
-from avomni_lib.live.session import Answered, Session, sources_of
+from avomni_lib.live.session import LiveSession, TimedAnswer, sources_of
 from avomni_lib.params import Params
 from avomni_lib.training.prompt.conversation import prompt_text
 from avomni_lib.training.targets import target_of
@@ -27,7 +27,7 @@ def opened(
     adapter: str | None = None,
     base_only: bool = False,
     ask: Callable[..., str] | None = None,
-) -> Iterator[tuple[Session, Page]]:
+) -> Iterator[tuple[LiveSession, Page]]:
     """A session with its cameras, model and page, ready to `run`.
 
     Args:
@@ -45,7 +45,7 @@ def opened(
     sources_of(p)  # report mistakes before the model is loaded
     ask = ask or asker(p, adapter, base_only)
     with Page(p.live.port) as page:
-        yield Session(p, ask, folder, watch=page.show, history=history), page
+        yield LiveSession(p, ask, folder, watch=page.show, history=history), page
 
 
 def asker(p: Params, adapter: str | None = None, base_only: bool = False) -> Callable[..., str]:
@@ -66,7 +66,7 @@ def record_folder(p: Params) -> Path:
     return p.run_dir / "live" / f"{number:03d}"
 
 
-def latency(answers: Sequence[Answered]) -> dict[str, dict[str, float]]:
+def latency(answers: Sequence[TimedAnswer]) -> dict[str, dict[str, float]]:
     """Part of the latency -> p50, p95 and p99 in seconds."""
     if not answers:
         return {}

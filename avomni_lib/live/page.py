@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from avomni_lib.live.session import State
+from avomni_lib.live.session import LiveState
 
 QUALITY = 85
 BOUNDARY = "frame"
@@ -63,7 +63,7 @@ class Page:
     """
 
     def __init__(self, port: int = 0):
-        self._state, self._number = State(), 0
+        self._state, self._number = LiveState(), 0
         self._changed = threading.Condition()
         self._is_closed = False
         page = self
@@ -88,7 +88,7 @@ class Page:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
         threading.Thread(target=self._server.serve_forever, name="page", daemon=True).start()
 
-    def show(self, state: State) -> None:
+    def show(self, state: LiveState) -> None:
         """Show a session's state; images are encoded only while a client reads the feed."""
         with self._changed:
             self._state = state

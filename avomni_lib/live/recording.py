@@ -23,7 +23,7 @@ from avomni_lib.training.targets import target_of
 
 
 @dataclass(frozen=True)
-class Recording:
+class SessionRecord:
     """The record of a session.
 
     Attributes:
@@ -32,7 +32,7 @@ class Recording:
             NaN if the camera had no recent frame.
         answers: One row per answer: `tick` and `time_s` of the window's last frame, `text`, and
             the seconds of each part of its latency (`session.PARTS` and `total`).
-        counts: See `Session.counts`; empty if the session was killed.
+        counts: See `LiveSession.counts`; empty if the session was killed.
         grids: (n, H, W, 3) uint8 RGB: the grids of all ticks that are not gaps.
     """
 
@@ -43,7 +43,7 @@ class Recording:
     grids: np.ndarray
 
     @classmethod
-    def read(cls, folder: Path | str) -> Recording:
+    def read(cls, folder: Path | str) -> SessionRecord:
         """Read the record in a folder.
 
         Raises:
@@ -157,7 +157,7 @@ def replay(p: Params, folder: Path, ask: Callable[..., str]) -> Iterator[tuple[i
     """Answer again every window that a recorded session answered.
 
     Args:
-        ask: See `Session`; called with the car's past motion if the session's prompt had it.
+        ask: See `LiveSession`; called with the car's past motion if the session's prompt had it.
 
     Yields:
         (tick, the recorded answer, the new answer).
@@ -165,7 +165,7 @@ def replay(p: Params, folder: Path, ask: Callable[..., str]) -> Iterator[tuple[i
     Raises:
         AvomniError: there is no complete record in the folder.
     """
-    recorded = Recording.read(folder)
+    recorded = SessionRecord.read(folder)
     history = history_of(p, folder)
     for row in recorded.answers.itertuples():
         past_motion = () if history is None else (history(row.time_s),)

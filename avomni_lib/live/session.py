@@ -37,7 +37,7 @@ QUANTILES = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
-class Answered:
+class TimedAnswer:
     """One answer and the times of its parts, ns on the session's clock.
 
     Attributes:
@@ -67,7 +67,7 @@ class Answered:
 
 
 @dataclass
-class State:
+class LiveState:
     """State of a running session, for display.
 
     Attributes:
@@ -77,7 +77,7 @@ class State:
 
     grid: np.ndarray | None = None
     tick: int = -1
-    answer: Answered | None = None
+    answer: TimedAnswer | None = None
     num_answers: int = 0
     num_gaps: int = 0
     num_overtaken: int = 0
@@ -131,7 +131,7 @@ class Record:
             self._num_grids += 1
 
 
-class Session:
+class LiveSession:
     """Answers windows of live cameras.
 
     Args:
@@ -151,7 +151,7 @@ class Session:
         ask: Callable[..., str],
         record: Path | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
-        watch: Callable[[State], None] | None = None,
+        watch: Callable[[LiveState], None] | None = None,
         history: Callable[[float], str] | None = None,
     ):
         self.p, self._ask, self._now_ns, self._watch = p, ask, now_ns, watch
@@ -162,11 +162,11 @@ class Session:
         live = p.live
         self.begun = Begun(len(self.sources))
         self.ticks = Ticks(names, p.processing.sample_hz, live.deadline_ms / 1e3, live.max_age_s)
-        self.mailbox, self.state = Mailbox(), State()
+        self.mailbox, self.state = Mailbox(), LiveState()
         self._lock = threading.Lock()
         width, height = tiling.grid_size(self.sliding.grid, self.sliding.tile)
         self.record = Record(record, (height, width, 3))
-        self.answers: list[Answered] = []
+        self.answers: list[TimedAnswer] = []
         self._failure: BaseException | None = None
         self._unanswered: AvomniError | None = None
 
@@ -195,14 +195,14 @@ class Session:
                 made.append(ready)
         return made
 
-    def answer(self, ready: Ready) -> Answered:
+    def answer(self, ready: Ready) -> TimedAnswer:
         """Answer a window."""
         asked_ns = self._now_ns()
         past_motion = (
             () if self._history is None else (self._history(self._time_s(ready.captured_ns)),)
         )
         text = self._ask(ready.frames, *past_motion)
-        made = Answered(
+        made = TimedAnswer(
             ready.tick,
             text,
             ready.captured_ns,
@@ -224,7 +224,7 @@ class Session:
             self._watch(self.state)
         return made
 
-    def attempt(self, ready: Ready) -> Answered | None:
+    def attempt(self, ready: Ready) -> TimedAnswer | None:
         """`answer`; an error is logged and recorded, and the session continues."""
         try:
             return self.answer(ready)

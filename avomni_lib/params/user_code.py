@@ -33,7 +33,7 @@ _loaded: dict[tuple[Path, str], types.ModuleType] = {}
 
 
 @dataclass(frozen=True)
-class Source:
+class UserModule:
     """A module that was located but not executed.
 
     Attributes:
@@ -79,7 +79,7 @@ def look_in(folder: Path) -> None:
     os.environ[FOLDERS] = os.pathsep.join(folders)
 
 
-def find(reference: str, where: str) -> Source:
+def find(reference: str, where: str) -> UserModule:
     """Locate and read the module's file without running it.
 
     Args:
@@ -119,7 +119,7 @@ def find(reference: str, where: str) -> Source:
         raise AvomniError(f"cannot read a module: {error.strerror}", where=str(path)) from None
     if len(content) > LONGEST:
         raise AvomniError(f"a module has {len(content):,} bytes, {LONGEST:,} at most", where=where)
-    return Source(reference, path, content, is_installed)
+    return UserModule(reference, path, content, is_installed)
 
 
 def load(reference: str, where: str) -> Any:
@@ -168,7 +168,7 @@ def guarded(call: Callable, path: Path, where: str, what: str) -> Callable:
     return in_words(path, where, what)(call)
 
 
-def _run(source: Source, name: str, where: str) -> types.ModuleType:
+def _run(source: UserModule, name: str, where: str) -> types.ModuleType:
     if source.is_installed:
         with in_words(source.path, where, f"importing {name}"):
             return importlib.import_module(name)

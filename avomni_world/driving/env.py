@@ -26,7 +26,7 @@ from avomni_lib.params import grids
 from avomni_world.driving import vehicle
 from avomni_world.driving.events import EVENTS, STEP_S
 from avomni_world.driving.traffic import KINDS, Traffic
-from avomni_world.driving.vehicle import NUM_WAYPOINTS, State
+from avomni_world.driving.vehicle import NUM_WAYPOINTS, VehicleState
 from avomni_world.scene import drive as drives
 from avomni_world.scene import scenery, textures, towns
 from avomni_world.scene.render import Renderer
@@ -169,7 +169,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.traffic = Traffic(scene, kind, event, self._start, self._start + self.num_steps)
         last_s = np.array(scene.seconds + VIDEO_MARGIN_S)
         self._world_end_m = float(scene.drive.at(last_s)["along"]) + scenery.VIEW_M
-        self._stage = Stage(scene, self.traffic)
+        self._stage = SimulatedScene(scene, self.traffic)
         past = self._drive_as_recorded()
         self.step_idx = 0
         info: dict[str, Any] = {"seed": scene.seed}
@@ -191,7 +191,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.traffic.show(self._start)
         steer = math.atan(float(motion["curvature"][-1]) * self.scene.vehicle.wheelbase)
         x, y, yaw, speed = poses[-1].tolist()
-        self.state = State(x, y, yaw, speed, float(motion["acceleration"][-1]), steer)
+        self.state = VehicleState(x, y, yaw, speed, float(motion["acceleration"][-1]), steer)
         self._begin_m = self._locate(float(motion["along"][-1]))
         self._poses = list(poses[-HISTORY_STEPS - 1 :])
         self._actors = [self.traffic.actors()]
@@ -347,7 +347,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         )
 
 
-class Stage:
+class SimulatedScene:
     """A scene as the renderer sees it, with a rig and others that move in the simulation."""
 
     def __init__(self, scene: Scene, traffic: Traffic):

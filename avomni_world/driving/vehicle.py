@@ -23,7 +23,7 @@ PATH_M = 1.0  # too short a path to steer by
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class VehicleState:
     """The ego's state at one instant, in the world's frame.
 
     Attributes:
@@ -42,12 +42,12 @@ class State:
     steer: float
 
 
-Steering = Callable[[State], float]
+Steering = Callable[[VehicleState], float]
 
 
 def advance(
-    state: State, wheelbase_m: float, acceleration: float, steering: Steering, seconds: float
-) -> State:
+    state: VehicleState, wheelbase_m: float, acceleration: float, steering: Steering, seconds: float
+) -> VehicleState:
     """The state after `seconds` of a commanded acceleration and of `steering`, in steps of 10 ms.
 
     Throttle, brake and steering respond with a delay; the wheels turn at `MAX_STEER_RATE` at most,
@@ -66,7 +66,7 @@ def advance(
         pull = (speed - state.speed) / STEP_S if speed in (0.0, MAX_SPEED_MPS) else pull
         middle = (state.speed + speed) / 2
         turn = middle * math.tan((state.steer + steer) / 2) / wheelbase_m * STEP_S
-        state = State(
+        state = VehicleState(
             state.x + middle * STEP_S * math.cos(state.yaw + turn / 2),
             state.y + middle * STEP_S * math.sin(state.yaw + turn / 2),
             state.yaw + turn,
@@ -77,7 +77,7 @@ def advance(
     return state
 
 
-def track(state: State, waypoints: np.ndarray, wheelbase_m: float) -> tuple[float, Steering]:
+def track(state: VehicleState, waypoints: np.ndarray, wheelbase_m: float) -> tuple[float, Steering]:
     """Controls that follow waypoints: an acceleration, and a function from state to steering angle.
 
     The acceleration is proportional to the difference between the speed and the mean speed to
@@ -97,7 +97,7 @@ def track(state: State, waypoints: np.ndarray, wheelbase_m: float) -> tuple[floa
     points = [(0.0, 0.0), *map(tuple, waypoints.tolist())]
     cos, sin = math.cos(state.yaw), math.sin(state.yaw)
 
-    def steering(now: State) -> float:
+    def steering(now: VehicleState) -> float:
         dx, dy = now.x - state.x, now.y - state.y
         here = dx * cos + dy * sin, dy * cos - dx * sin
         target = _ahead(points, here, 4.0 + 0.55 * now.speed)

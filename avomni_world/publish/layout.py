@@ -22,7 +22,7 @@ TEXT, WHOLE, FLOAT, TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 
 @dataclass(frozen=True)
-class Feature:
+class PublishedFeature:
     """One feature of the data set.
 
     Attributes:
@@ -51,12 +51,16 @@ class Feature:
 CAMERA = {"video": ".mp4", "frame_timestamps": ".timestamps.parquet"}
 CAMERA["blurred_boxes"] = ".blurred_boxes.parquet"
 FEATURES = (
-    Feature("egomotion", "labels", {"egomotion": ".parquet"}),
-    Feature("obstacle.offline", "labels", {"obstacle.offline": ".parquet"}),
-    Feature("camera_intrinsics", "calibration", {}, ("clip_id", "camera_name"), INTRINSICS),
-    Feature("sensor_extrinsics", "calibration", {}, ("clip_id", "sensor_name"), calibration.POSE),
-    Feature("vehicle_dimensions", "calibration", {}, ("clip_id",), calibration.VEHICLE),
-    *(Feature(camera, "camera", CAMERA) for camera in sorted(cameras.BY_NAME)),
+    PublishedFeature("egomotion", "labels", {"egomotion": ".parquet"}),
+    PublishedFeature("obstacle.offline", "labels", {"obstacle.offline": ".parquet"}),
+    PublishedFeature(
+        "camera_intrinsics", "calibration", {}, ("clip_id", "camera_name"), INTRINSICS
+    ),
+    PublishedFeature(
+        "sensor_extrinsics", "calibration", {}, ("clip_id", "sensor_name"), calibration.POSE
+    ),
+    PublishedFeature("vehicle_dimensions", "calibration", {}, ("clip_id",), calibration.VEHICLE),
+    *(PublishedFeature(camera, "camera", CAMERA) for camera in sorted(cameras.BY_NAME)),
 )
 
 
@@ -71,7 +75,7 @@ class WorldClip:
     split: str
 
 
-def published(world: WorldParams) -> list[Feature]:
+def published(world: WorldParams) -> list[PublishedFeature]:
     """The features of the world's clips; the tables list the other cameras as absent."""
     absent = set(cameras.BY_NAME).difference(world.camera_names)
     return [feature for feature in FEATURES if feature.name not in absent]
@@ -115,7 +119,7 @@ def assemble(
         packed.write(folder / name, data)
 
 
-def _calibration_table(feature: Feature, rows_of: dict[str, dict]) -> bytes:
+def _calibration_table(feature: PublishedFeature, rows_of: dict[str, dict]) -> bytes:
     rows = [
         (clip_id, sensor, *values)
         for clip_id, features in rows_of.items()

@@ -38,7 +38,7 @@ FREE, AHEAD = "the lane ahead is free", "the {label} {gap:.0f} m ahead"
 
 
 @dataclass(frozen=True)
-class Event:
+class SceneEvent:
     """One entry of the `events` of `reasoning/ood_reasoning.parquet`.
 
     Attributes:
@@ -81,7 +81,7 @@ def happen(
     front_m: float,
     seconds: float,
     others: Sequence[Vehicle],
-) -> tuple[Event | None, tuple[Vehicle, ...]]:
+) -> tuple[SceneEvent | None, tuple[Vehicle, ...]]:
     """The event, and everybody on the road with it.
 
     Args:
@@ -137,9 +137,9 @@ def change(drive: drives.Drive, seconds: float, sign: int) -> Change | None:
     return best
 
 
-def _event(start_s: float, does: str, why: str) -> Event:
+def _event(start_s: float, does: str, why: str) -> SceneEvent:
     frame = round((start_s * 1e6 - START_US) / STEP_US)
-    return Event(frame * STEP_US + START_US, f"The car {does} because {why}.")
+    return SceneEvent(frame * STEP_US + START_US, f"The car {does} because {why}.")
 
 
 def _walker(

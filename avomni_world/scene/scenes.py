@@ -13,7 +13,7 @@ import numpy as np
 
 from avomni_world.scene import drive as drives
 from avomni_world.scene import events, scenery, textures, towns, traffic
-from avomni_world.scene.events import Event
+from avomni_world.scene.events import SceneEvent
 from avomni_world.scene.lens import Mount, make_mounts
 from avomni_world.scene.shapes import Mesh
 from avomni_world.scene.traffic import Vehicle
@@ -66,7 +66,7 @@ class Scene:
     meshes: tuple[Mesh, ...] = field(repr=False)
     vehicles: tuple[Vehicle, ...] = field(repr=False)
     landmarks: np.ndarray = field(repr=False)
-    event: Event | None = None
+    event: SceneEvent | None = None
 
     def egomotion(self, t_us: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of the `egomotion` feature at timestamps.

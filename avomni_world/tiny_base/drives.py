@@ -52,7 +52,7 @@ THINGS_PER_100_M = {
 
 
 @dataclass(frozen=True)
-class Drive:
+class RecordedDrive:
     """One drive as the model sees it.
 
     Attributes:
@@ -150,7 +150,7 @@ def relative_zoom(scene: Scene) -> float:
 
 
 def lane_ahead(scene: Scene, times_s: np.ndarray, flow: float, zoom: float) -> np.ndarray:
-    """(T, 4) position of the lane in the wide front camera's picture; see `Drive.lane`."""
+    """(T, 4) position of the lane in the wide front camera's picture; see `RecordedDrive.lane`."""
     motion = scene.drive.at(times_s)
     ahead = np.array(LANE_AT_M) / flow
     along = motion["along"][:, None] + ahead
@@ -161,7 +161,7 @@ def lane_ahead(scene: Scene, times_s: np.ndarray, flow: float, zoom: float) -> n
     return np.asarray(left / ahead * zoom)
 
 
-def record(scene: Scene, renderer: Renderer) -> Drive:
+def record(scene: Scene, renderer: Renderer) -> RecordedDrive:
     """Record a drive through a scene: rendered, encoded, decoded and tiled as in the pipeline."""
     renderer.open(scene)
     count = round(scene.seconds * SAMPLE_HZ)
@@ -187,7 +187,7 @@ def record(scene: Scene, renderer: Renderer) -> Drive:
     times_s = np.arange(count + FUTURE_STEPS) / SAMPLE_HZ
     motion = scene.drive.at(times_s)
     front = [camera.name for camera in GRID.cameras].index(cameras.FRONT_WIDE.name)
-    return Drive(
+    return RecordedDrive(
         frames=tiling.compose(tiles, GRID),
         path_m=path[::10][:count],
         flow=flow,
@@ -198,7 +198,7 @@ def record(scene: Scene, renderer: Renderer) -> Drive:
     )
 
 
-class Drives:
+class RecordedDrives:
     """Drives by number, rendered when first requested and kept in a folder.
 
     Args:
@@ -212,12 +212,12 @@ class Drives:
         self, folder: Path, num_drives: int, seed: int = FIRST_SEED, town: str | None = None
     ):
         self.folder, self.num_drives, self.seed, self.town = folder, num_drives, seed, town
-        self._drives: dict[int, Drive] = {}
+        self._drives: dict[int, RecordedDrive] = {}
 
     def __len__(self) -> int:
         return self.num_drives
 
-    def __getitem__(self, number: int) -> Drive:
+    def __getitem__(self, number: int) -> RecordedDrive:
         if not 0 <= number < self.num_drives:
             raise IndexError(number)
         if number not in self._drives:
@@ -227,10 +227,10 @@ class Drives:
                 with files.write_whole(path) as file:
                     np.savez(file, **vars(drive))
             with np.load(path, allow_pickle=False) as stored:
-                self._drives[number] = Drive(**stored)
+                self._drives[number] = RecordedDrive(**stored)
         return self._drives[number]
 
-    def _record(self, number: int) -> Drive:
+    def _record(self, number: int) -> RecordedDrive:
         seed = self.seed + number
         town = self.town or (HOME if number % 2 == 0 else random_town(seed))
         strays = number % 4 >= 2

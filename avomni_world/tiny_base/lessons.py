@@ -17,7 +17,14 @@ from avomni_lib.training.prompt.conversation import IGNORED, Conversation, colla
 from avomni_lib.training.prompt.history import text_of
 from avomni_lib.training.targets import Target, target
 from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
-from avomni_world.tiny_base.drives import GRID, LANE_AT_M, SAMPLE_HZ, TILE, Drive, Drives
+from avomni_world.tiny_base.drives import (
+    GRID,
+    LANE_AT_M,
+    SAMPLE_HZ,
+    TILE,
+    RecordedDrive,
+    RecordedDrives,
+)
 from avomni_world.tiny_base.model import MERGE, PATCH
 from avomni_world.tiny_base.tokenizer import FARTHEST_M, waypoint_tokens
 
@@ -110,7 +117,7 @@ class Driven:
         return cls(speed_mps, speed_mps * (NUM_FRAMES - 1) / SAMPLE_HZ, *ways)
 
     @classmethod
-    def of(cls, drive: Drive, first: int, every: int = 1) -> Driven:
+    def of(cls, drive: RecordedDrive, first: int, every: int = 1) -> Driven:
         """Of the window that begins with this frame and has every `every`-th frame.
 
         Before cameras twice as high the ground moves half as fast: everything looks half as far. A
@@ -192,7 +199,7 @@ class Heads(nn.Module):
 
 
 def warm_up(
-    model: Qwen3VLForConditionalGeneration, drives: Drives, recipe: TinyRecipe
+    model: Qwen3VLForConditionalGeneration, drives: RecordedDrives, recipe: TinyRecipe
 ) -> Iterator[float]:
     """The first lesson, step by step: yields the loss of reading each camera's flow."""
     rng = np.random.default_rng([recipe.seed, 0])
@@ -222,7 +229,7 @@ def warm_up(
         yield errors[0].item() + errors_road[0].item()
 
 
-def road_of(drive: Drive, frame: int) -> np.ndarray:
+def road_of(drive: RecordedDrive, frame: int) -> np.ndarray:
     """(`NUM_ROAD`,) how fast the picture turns, and where the lane lies in it, about 1 in size."""
     turned = drive.poses[frame, 2] - drive.poses[frame - 1, 2]
     turn = turned * SAMPLE_HZ * drive.zoom / TURN_SCALE
@@ -232,7 +239,7 @@ def road_of(drive: Drive, frame: int) -> np.ndarray:
 def learn_text(
     model: Qwen3VLForConditionalGeneration,
     words: Qwen2Tokenizer,
-    drives: Drives,
+    drives: RecordedDrives,
     recipe: TinyRecipe,
 ) -> Iterator[float]:
     """The second lesson, step by step: yields the cross entropy of a token of the answer.
@@ -263,7 +270,7 @@ def learn_text(
 def keep_form(
     model: Qwen3VLForConditionalGeneration,
     words: Qwen2Tokenizer,
-    drives: Drives,
+    drives: RecordedDrives,
     recipe: TinyRecipe,
 ) -> Iterator[float]:
     """The third lesson, step by step: yields the cross entropy of the kind of a token.
@@ -337,7 +344,7 @@ def _optimizer(groups: list[list]) -> torch.optim.Optimizer:
 
 def _windows(
     talks: list[Conversation],
-    drives: Drives,
+    drives: RecordedDrives,
     recipe: TinyRecipe,
     fast_share: float,
     rng: np.random.Generator,

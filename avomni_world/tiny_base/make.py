@@ -36,7 +36,7 @@ from avomni_lib.training.prompt.history import text_of
 from avomni_lib.training.targets import Content, Target
 from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
 from avomni_world.publish.dataset import clip_id_of
-from avomni_world.tiny_base.drives import FIRST_SEED, HELD_OUT_SEED, HOME, Drives
+from avomni_world.tiny_base.drives import FIRST_SEED, HELD_OUT_SEED, HOME, RecordedDrives
 from avomni_world.tiny_base.lessons import (
     NUM_FRAMES,
     TARGET,
@@ -90,7 +90,7 @@ def make(out: Path, work: Path, recipe: TinyRecipe | None = None) -> dict:
         What stands in `record.json`.
     """
     recipe = recipe or TinyRecipe()
-    drives = Drives(work / "drives", recipe.num_drives)
+    drives = RecordedDrives(work / "drives", recipe.num_drives)
     words = tokenizer()
     model = start(words, recipe.seed)
     losses = {"warm_up": _warm(model, drives, recipe, work)}
@@ -110,7 +110,7 @@ def make(out: Path, work: Path, recipe: TinyRecipe | None = None) -> dict:
         "torch": torch.__version__,
         "loss": {lesson: [round(loss, 5) for loss in curve] for lesson, curve in losses.items()},
         "held_out": measure(
-            model, words, Drives(work / "drives", NUM_HELD_OUT, HELD_OUT_SEED, HOME)
+            model, words, RecordedDrives(work / "drives", NUM_HELD_OUT, HELD_OUT_SEED, HOME)
         ),
     }
     files.write_json(out / RECORD, record)
@@ -122,7 +122,7 @@ def training_clip_ids(recipe: TinyRecipe) -> list[str]:
     return sorted(clip_id_of(HOME, FIRST_SEED + n) for n in range(0, recipe.num_drives, 2))
 
 
-def _warm(model, drives: Drives, recipe: TinyRecipe, work: Path) -> list[float]:
+def _warm(model, drives: RecordedDrives, recipe: TinyRecipe, work: Path) -> list[float]:
     """The model with its tower warmed up, and the curve; by the same recipe it is done once."""
     shared = {
         name: value
@@ -140,7 +140,9 @@ def _warm(model, drives: Drives, recipe: TinyRecipe, work: Path) -> list[float]:
 
 
 @torch.no_grad()
-def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drives: Drives) -> dict:
+def measure(
+    model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drives: RecordedDrives
+) -> dict:
     """How far off the speeds and the paths are that the model says, beside the best constants'."""
     model.eval()
     driven, windows = [], []

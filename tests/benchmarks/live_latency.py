@@ -34,7 +34,7 @@ from PIL import Image
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.live.answerer import Answerer
-from avomni_lib.live.session import PARTS, Session, sources_of
+from avomni_lib.live.session import PARTS, LiveSession, sources_of
 from avomni_lib.live.sources import LOW_DELAY, Begun, Reader, Source, open_source
 from avomni_lib.params import Params
 from tests.benchmarks import demo_cpu, drive
@@ -79,7 +79,7 @@ def answering(p: Params, seconds: float) -> dict:
     """Seconds from frame to answer, of a session with the tiny base."""
     answerer = Answerer(p, base_only=True)
     answerer.answer(np.zeros(answerer.conversation.frame_shape, np.uint8))
-    session = Session(p, answerer)
+    session = LiveSession(p, answerer)
     used = time.process_time()
     session.run(seconds)
     used = time.process_time() - used
@@ -108,7 +108,7 @@ class Counted:
 
     def __init__(self, p: Params, grids: bool):
         self.num_frames, self._stop, self._readers = 0, threading.Event(), []
-        self._session = Session(p, lambda frames: "") if grids else None
+        self._session = LiveSession(p, lambda frames: "") if grids else None
         self._kept: deque = deque(maxlen=4 * FPS)
         run = self._read if self._session is None else lambda: self._session.run(stop=self._stop)
         self._thread, self._p = threading.Thread(target=run), p

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page
 
 from avomni_lib.live.page import Page as LivePage
-from avomni_lib.live.session import Answered, State
+from avomni_lib.live.session import LiveState, TimedAnswer
 from avomni_lib.notebook.pages import web
 from avomni_lib.params import Params
 from tests.browser.test_report import LOADED
@@ -30,7 +30,7 @@ def test_the_page_shows_pictures_answers_and_numbers_and_says_when_it_is_over(
     page: Page, tmp_path: Path
 ):
     said = said_by(page)
-    state = State(grid=np.full((64, 96, 3), 90, np.uint8), tick=3)
+    state = LiveState(grid=np.full((64, 96, 3), 90, np.uint8), tick=3)
     with LivePage() as live:
         live.show(state)
         page.goto(live.url, wait_until="domcontentloaded")
@@ -39,7 +39,7 @@ def test_the_page_shows_pictures_answers_and_numbers_and_says_when_it_is_over(
         assert width >= 600, "small grids are enlarged"
         page.get_by_text("no answer yet").wait_for()
         ms = 1_000_000
-        state.answer = Answered(3, "Avg <b>Velocity</b>", 0, 10 * ms, 11 * ms, 30 * ms, 250 * ms)
+        state.answer = TimedAnswer(3, "Avg <b>Velocity</b>", 0, 10 * ms, 11 * ms, 30 * ms, 250 * ms)
         state.num_answers, state.grid = 1, np.full((64, 96, 3), 200, np.uint8)
         live.show(state)
         page.get_by_text("Avg <b>Velocity</b>").wait_for()

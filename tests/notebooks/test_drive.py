@@ -62,7 +62,7 @@ def test_the_executed_notebook_shows_the_table_the_worst_drive_and_no_error(para
 
 
 def test_it_is_skipped_and_stale_only_by_what_it_reads(params: Path):
-    def state(*changes: str) -> runs.State:
+    def state(*changes: str) -> runs.StageState:
         return runs.state(Params.from_files([params], changes), "08_drive")
 
     assert state().done

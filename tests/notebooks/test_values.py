@@ -86,7 +86,7 @@ def test_the_cache_is_opened_by_numpy_alone(storage: str, tmp_path: Path):
 def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
     from avomni_lib.dataset import cameras
     from avomni_lib.etl.clip import tiling
-    from avomni_lib.notebook.tiles.choice import Choice
+    from avomni_lib.notebook.tiles.choice import TilingChoice
 
     grid, tile = cameras.grid("4-cam"), (32, 16)
     frame = np.zeros((2 * tile[1], 2 * tile[0], 3), dtype=np.uint8)
@@ -94,7 +94,7 @@ def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
         tiling.tile_of(frame[None], grid, tile, camera.name)[:] = 50 * (number + 1)
     view = SimpleNamespace(
         grid_frame=lambda: frame,
-        choice=Choice("4-cam", (), tile, "stretch", 10.0, 16),
+        choice=TilingChoice("4-cam", (), tile, "stretch", 10.0, 16),
         figure_of=lambda choice: None,
     )
     shown = run_section(

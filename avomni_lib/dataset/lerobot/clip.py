@@ -26,7 +26,7 @@ MOST_ROWS = 100 * limits.MAX_ROWS  # of the row groups read; files of L2D have 1
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeEntry:
     """An episode's entry in the table of episodes.
 
     Attributes:
@@ -58,7 +58,7 @@ class EpisodeClip(Clip):
 
     def __init__(self, folder: Path, catalog: Any, clip_id: str):
         super().__init__(folder, catalog, clip_id)
-        self.episode: Episode = catalog.episode(clip_id)
+        self.episode: EpisodeEntry = catalog.episode(clip_id)
 
     def video(self, camera: str) -> TimeRange:
         """The time range of the camera's frames in the mp4, which contains other episodes too."""
@@ -93,7 +93,7 @@ class EpisodeClip(Clip):
         return row
 
 
-def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], list[Finding]]:
+def read_motion(path: Path, episode: EpisodeEntry) -> tuple[dict[str, np.ndarray], list[Finding]]:
     """An episode's rows as the columns of `clip.EGOMOTION_COLUMNS`, and findings on consistency.
 
     Raises:
@@ -128,7 +128,7 @@ def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], li
     return ego, list(motion.findings)
 
 
-def _rows(path: Path, episode: Episode, columns: list[str]) -> pa.Table:
+def _rows(path: Path, episode: EpisodeEntry, columns: list[str]) -> pa.Table:
     """Rows of one episode, from the row groups that may contain it by their statistics."""
     with tables.named_errors(str(path)):
         file = ds.ParquetFileFormat().make_fragment(str(path), LocalFileSystem())
@@ -142,7 +142,7 @@ def _rows(path: Path, episode: Episode, columns: list[str]) -> pa.Table:
         return file.to_table(columns=columns, filter=is_own, use_threads=False)
 
 
-def _array(column: pa.ChunkedArray, episode: Episode) -> np.ndarray:
+def _array(column: pa.ChunkedArray, episode: EpisodeEntry) -> np.ndarray:
     """(N, len(axes)) float64 of a column of lists; missing values are NaN."""
     rows, width = column.to_pylist(), len(episode.axes)
     for row, values in enumerate(rows):
@@ -158,7 +158,7 @@ def _array(column: pa.ChunkedArray, episode: Episode) -> np.ndarray:
 class Part:
     """An episode's part of one file, for the audit."""
 
-    episode: Episode
+    episode: EpisodeEntry
     feature: str
 
     def look(

@@ -20,7 +20,7 @@ from avomni_lib.dataset.catalog import EITHER, Catalog, Feature
 from avomni_lib.dataset.clip_index import SPLITS, ClipIndex, Event, Values
 from avomni_lib.dataset.findings import NOTED, ODD, SET, Finding
 from avomni_lib.dataset.lerobot import layout
-from avomni_lib.dataset.lerobot.clip import Episode, EpisodeClip, Part
+from avomni_lib.dataset.lerobot.clip import EpisodeClip, EpisodeEntry, Part
 from avomni_lib.dataset.lerobot.layout import Episodes, Info
 from avomni_lib.dataset.lerobot.profile import Profile, profile_of
 from avomni_lib.errors import AvomniError
@@ -227,7 +227,7 @@ class EpisodeCatalog(Catalog):
     def parts(self, feature: str, clip_ids: Iterable[str]) -> tuple[Part, ...]:
         return tuple(Part(self.episode(clip_id), feature) for clip_id in clip_ids)
 
-    def episode(self, clip_id: str) -> Episode:
+    def episode(self, clip_id: str) -> EpisodeEntry:
         """One episode as plain values, which worker processes can receive."""
         row = self.clips.row_of(clip_id)
         spans = {
@@ -235,7 +235,7 @@ class EpisodeCatalog(Catalog):
             for name, span in ((n, self.episodes.spans[k]) for n, k in self._key.items())
             if name != EGOMOTION
         }
-        return Episode(
+        return EpisodeEntry(
             clip_id,
             int(self.episodes.index[row]),
             int(self.episodes.length[row]),

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import limits
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
-from avomni_lib.dataset.own.poses import Poses, level
+from avomni_lib.dataset.own.poses import GivenPoses, level
 from avomni_lib.errors import AvomniError
 
 KMH_TO_MPS = 1 / 3.6
@@ -32,7 +32,7 @@ STRETCH_SHARE, STRETCH_MPS = 0.3, 2.0
 
 
 @dataclass(frozen=True)
-class Motion:
+class EpisodeMotion:
     """Poses of an episode.
 
     Attributes:
@@ -60,7 +60,7 @@ def need_numbers(columns: Mapping[str, np.ndarray]) -> None:
             raise AvomniError(f"{name} is {values[row]} at row {row}, which is {reason}")
 
 
-def of_poses(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> Motion:
+def of_poses(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> EpisodeMotion:
     """From x, y, z (m), qx, qy, qz, qw (scalar last) and vx, vy, vz (m/s), in one level frame."""
     need_numbers(columns)
 
@@ -71,10 +71,10 @@ def of_poses(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> Motion:
     norm = np.linalg.norm(quaternion, axis=1)
     for row in np.flatnonzero(np.abs(norm - 1) > limits.UNIT_TOLERANCE)[:1]:
         raise AvomniError(f"no rotation at row {row}: |q| = {norm[row]:.4f}")
-    return Motion(stacked("xyz"), Rotation.from_quat(quaternion), stacked("xyz", "v"))
+    return EpisodeMotion(stacked("xyz"), Rotation.from_quat(quaternion), stacked("xyz", "v"))
 
 
-def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> Motion:
+def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> EpisodeMotion:
     """From L2D's speed in km/h, heading in degrees clockwise from north, and latitude and longitude
     in degrees (WGS 84, float32).
 
@@ -95,7 +95,7 @@ def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray)
         raise AvomniError(f"latitude {lat:g}, longitude {lon:g} at row {row} is no place")
     speed, yaw = columns["speed"] * KMH_TO_MPS, np.radians(90 - columns["heading"])
     place = np.column_stack([degrees, np.zeros(len(degrees))])
-    gps = level(Poses("wgs84", "flu", t_s, place, None, None, None, None))[0][:, :2]
+    gps = level(GivenPoses("wgs84", "flu", t_s, place, None, None, None, None))[0][:, :2]
     velocity = speed[:, None] * np.stack([np.cos(yaw), np.sin(yaw)], axis=1)
     steps = (velocity[1:] + velocity[:-1]) / 2 * np.diff(t_s)[:, None]
     reckoned = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
@@ -105,7 +105,7 @@ def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray)
     sigma = GPS_SMOOTHING_S / float(np.median(np.diff(t_s)))
     correction = line + gaussian_filter1d(off - line, sigma, axis=0, mode="nearest")
     flat = np.zeros((len(t_s), 1))
-    return Motion(
+    return EpisodeMotion(
         np.hstack([reckoned + correction, flat]),
         Rotation.from_euler("z", yaw[:, None]),
         np.hstack([velocity + np.gradient(correction, t_s, axis=0), flat]),

@@ -9,7 +9,7 @@ import numpy as np
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.lerobot import motion
-from avomni_lib.dataset.lerobot.motion import Motion
+from avomni_lib.dataset.lerobot.motion import EpisodeMotion
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import user_code
 
@@ -57,7 +57,7 @@ class Profile:
         cameras: Our camera -> the data set's video key.
         state: The feature with the car's state, one array per row.
         axes: The names (in info.json) of the state's columns that `read` needs.
-        read: (columns by axis (N,) float64, times (N,) s) -> `Motion`.
+        read: (columns by axis (N,) float64, times (N,) s) -> `EpisodeMotion`.
         session: Column of meta/episodes that names the recording; its episodes share a split.
         clock: Feature of absolute times, ns; overlapping episodes of a session are left out.
         remarks: Remarks for the audit: (kind, sentence).
@@ -68,7 +68,7 @@ class Profile:
     cameras: Mapping[str, str]
     state: str
     axes: tuple[str, ...]
-    read: Callable[[Mapping[str, np.ndarray], np.ndarray], Motion]
+    read: Callable[[Mapping[str, np.ndarray], np.ndarray], EpisodeMotion]
     session: str | None = None
     clock: str | None = None
     remarks: tuple[tuple[str, str], ...] = ()

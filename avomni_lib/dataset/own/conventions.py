@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from avomni_lib.dataset.limits import MAX_SLIP_DEG, MOVES_MPS, SPAN_S
 from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own.arguments import Argument, Mistakes
-from avomni_lib.dataset.own.poses import FLIP, Poses
+from avomni_lib.dataset.own.poses import FLIP, GivenPoses
 
 # Below the first speed a car stands; above the second, the course of noisy positions shows turns.
 STANDS_MPS, TURNS_MPS = 0.1, 3.0
@@ -211,7 +211,7 @@ def notes(track: Track, turn: Rotation) -> list[str]:
     return remarks
 
 
-def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
+def check(poses: GivenPoses, where: str, mistakes: Mistakes) -> None:
     """Check speeds, units and directions of the poses; adds to `mistakes`."""
     before = len(mistakes)
     position, into = own_poses.level(poses)
@@ -231,7 +231,7 @@ def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
             _check_velocity(poses, track, into, where)
 
 
-def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
+def _check_speeds(poses: GivenPoses, track: Track, turn: Rotation, where: str) -> None:
     """Compare the positions' speeds with given ones and with a car's; suggests a unit that fits."""
     mean, (slack, share) = track.mean_mps, GIVEN_SPEED_TOLERANCE
     name, given, is_off = "", 0.0, False
@@ -269,7 +269,7 @@ def _unit(given: float, mean: float, argument: str) -> str | None:
     return None
 
 
-def _check_drift(poses: Poses, track: Track, turn: Rotation, at: Argument) -> None:
+def _check_drift(poses: GivenPoses, track: Track, turn: Rotation, at: Argument) -> None:
     """Detect a unit much larger than a metre: positions that move slowly but as smoothly as a car.
 
     Positions of a parked car are constant or jitter; these continue in one direction.
@@ -294,7 +294,7 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, at: Argument) -> No
         )
 
 
-def _check_velocity(poses: Poses, track: Track, into: Rotation, where: str) -> None:
+def _check_velocity(poses: GivenPoses, track: Track, into: Rotation, where: str) -> None:
     """Check that given velocities point along the displacements."""
     moves, given = track.moves, into.apply(poses.velocity_mps)[track.rows]
     if moves.any() and (off := _angle_deg(given[moves], track.steps_m[moves])) > MAX_SLIP_DEG:
@@ -306,7 +306,7 @@ def _check_velocity(poses: Poses, track: Track, into: Rotation, where: str) -> N
         )
 
 
-def _fits(poses: Poses) -> list[str]:
+def _fits(poses: GivenPoses) -> list[str]:
     """The conventions without contradictions that need the fewest changes."""
     fits: list[tuple[float, str]] = []
     fewest = None
@@ -327,7 +327,7 @@ def _fits(poses: Poses) -> list[str]:
     return [text for off, text in fits if off <= best + MUCH_WORSE_DEG]
 
 
-def _ways(poses: Poses) -> Iterator[tuple[list[str], Poses]]:
+def _ways(poses: GivenPoses) -> Iterator[tuple[list[str], GivenPoses]]:
     """(changes to the arguments, the resulting poses) for all other conventions."""
     replace, is_map = dataclasses.replace, poses.frame in ("enu", "ned")
     if poses.quaternion is None:

@@ -46,7 +46,7 @@ LARGEST_HEADING_RAD = 4 * np.pi
 
 
 @dataclass(frozen=True)
-class Poses:
+class GivenPoses:
     """Validated poses in the frame in which they were given.
 
     Attributes:
@@ -69,7 +69,7 @@ class Poses:
     speed_mps: np.ndarray | None
 
 
-def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
+def read(clip: Any, mistakes: Mistakes, where: str) -> GivenPoses | None:
     """Read an `OwnClip`'s poses; returns None if there are mistakes, which are collected."""
     before, frame, axes = len(mistakes), clip.frame, clip.axes
     at = functools.partial(Argument, clip=where)
@@ -123,7 +123,7 @@ def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
                 value = arguments.array(value, at(argument), shape, most=most)
                 _check_turns(value, at(argument))
         given.append(value)
-    return Poses(frame, axes, t_s, position, *given) if len(mistakes) == before else None
+    return GivenPoses(frame, axes, t_s, position, *given) if len(mistakes) == before else None
 
 
 def _check_turns(values: np.ndarray, at: Argument) -> None:
@@ -190,7 +190,7 @@ def is_geocentric(position: np.ndarray) -> bool:
     return bool(position.shape[1] == 3 and (is_near & (np.abs(position[:, 2]) > 1e4)).all())
 
 
-def level(poses: Poses) -> tuple[np.ndarray, Rotation]:
+def level(poses: GivenPoses) -> tuple[np.ndarray, Rotation]:
     """Convert positions to a level frame; returns (K, 3) m and the rotation of vectors into it.
 
     Its axes are east, north and up: those of a level map, or else relative to the first position.
@@ -220,7 +220,7 @@ def level(poses: Poses) -> tuple[np.ndarray, Rotation]:
     return np.stack(into.transform(*position.T), axis=1), Rotation.from_matrix(axes.T)
 
 
-def turns(poses: Poses, into: Rotation) -> Rotation:
+def turns(poses: GivenPoses, into: Rotation) -> Rotation:
     """(K,) rotations from the car's axes (x forward, y left, z up) to the frame of `level`."""
     if poses.heading is not None:
         angle = poses.heading if poses.frame == "enu" else np.pi / 2 - poses.heading

@@ -20,7 +20,7 @@ from avomni_lib import __version__
 from avomni_lib.dataset import cameras
 from avomni_lib.driving.alpasim import refusals
 from avomni_lib.driving.alpasim.refusals import Refused, Runtime
-from avomni_lib.driving.alpasim.session import Asked, Pose, Session
+from avomni_lib.driving.alpasim.session import Asked, DriverSession, Pose
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
@@ -50,7 +50,7 @@ REMEMBERED = 1000  # ended sessions whose reason is kept for late calls
 class _Held:
     """A session, the lock that serialises its calls, and the time of the last one."""
 
-    session: Session
+    session: DriverSession
     lock: threading.Lock = field(default_factory=threading.Lock)
     called_s: float = field(default_factory=time.monotonic)
 
@@ -91,7 +91,7 @@ class Driver:
             )
             for camera in vehicle.available_cameras
         }
-        session = Session(self._p, self._runtime, sizes)
+        session = DriverSession(self._p, self._runtime, sizes)
         with self._lock:
             self._drop_idle()
             if name in self._held:
@@ -183,7 +183,7 @@ class Driver:
             return self._model(frames, history)
 
     @contextlib.contextmanager
-    def _session(self, request: Any) -> Iterator[Session]:
+    def _session(self, request: Any) -> Iterator[DriverSession]:
         """The session that a request names, locked for the duration of the call."""
         name = request.session_uuid
         with self._lock:

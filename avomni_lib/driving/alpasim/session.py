@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from avomni_lib.dataset import cameras
 from avomni_lib.driving.alpasim.refusals import CONFIG, Refused, Runtime
-from avomni_lib.driving.policies import rolled
+from avomni_lib.driving.policies import waypoints_of
 from avomni_lib.etl.clip.trajectory import STEP_US, Trajectory, past
 from avomni_lib.live.ticks import Ready, Sliding, Tick
 from avomni_lib.params import Params
@@ -50,7 +50,7 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedPath:
     """A path planned at a pose: (64, 2) m in the rig's frame at that pose, every 0.1 s."""
 
     pose: Pose
@@ -58,7 +58,7 @@ class Plan:
 
 
 @dataclass
-class Answered:
+class DriverAnswer:
     """The result of a call: the poses to drive through, and the model's answer.
 
     Attributes:
@@ -93,7 +93,7 @@ def decoded(content: bytes) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(pixels, format="rgb24")
 
 
-class Session:
+class DriverSession:
     """One drive. Not thread-safe.
 
     Args:
@@ -115,7 +115,7 @@ class Session:
         self._start_us: int | None = None  # of the first tick
         self._poses: list[Pose] = []
         self._now_us = self._first_us = -1
-        self._plan: Plan | None = None
+        self._plan: PlannedPath | None = None
 
     def see(self, camera: str, time_us: int, content: bytes) -> None:
         """Add an image whose exposure ended at `time_us`.
@@ -153,7 +153,7 @@ class Session:
         while self._poses[-1].time_us - self._poses[0].time_us > KEPT_POSES_US:
             del self._poses[0]
 
-    def drive(self, now_us: int, ask: Asked) -> Answered:
+    def drive(self, now_us: int, ask: Asked) -> DriverAnswer:
         """The path from the pose at `now_us`.
 
         Args:
@@ -174,7 +174,7 @@ class Session:
         self._first_us = now_us if self._first_us < 0 else self._first_us
         self._now_us = now_us
         ready = self._look()
-        answered = Answered()
+        answered = DriverAnswer()
         if ready is None and self._plan is None:
             return answered
         current = self._current()
@@ -262,7 +262,7 @@ class Session:
     def _poses_until(self, time_us: int) -> list[Pose]:
         return [pose for pose in self._poses if pose.time_us <= time_us]
 
-    def _ask(self, ready: Ready, ask: Asked, answered: Answered) -> None:
+    def _ask(self, ready: Ready, ask: Asked, answered: DriverAnswer) -> None:
         made_us = ready.captured_ns // 1000
         answered.text = ask(ready.frames, self._history(made_us))
         answer = self._target.read(answered.text)
@@ -271,10 +271,10 @@ class Session:
         if path is None and self._plan is not None:
             return  # keep the previous plan
         if path is None:
-            waypoints = rolled("constant_velocity", self._past(made_us))
+            waypoints = waypoints_of("constant_velocity", self._past(made_us))
         else:
             waypoints = np.array(path)
-        self._plan = Plan(self._pose_at(made_us), at_10hz(waypoints))
+        self._plan = PlannedPath(self._pose_at(made_us), at_10hz(waypoints))
 
     def _history(self, last_us: int) -> str:
         """The text of the car's history for the prompt; empty if the prompt has none."""
@@ -314,7 +314,7 @@ class Session:
         return past(time_us, row, track)
 
 
-def ahead(plan: Plan, now_us: int) -> list[Pose]:
+def ahead(plan: PlannedPath, now_us: int) -> list[Pose]:
     """The next 64 poses of a plan after `now_us`, every 0.1 s, in the local frame.
 
     The path lies in the ground plane of the pose at which it was planned, and every pose faces

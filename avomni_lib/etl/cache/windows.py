@@ -13,7 +13,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import verify
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache
 from avomni_lib.etl.clip import scene, trajectory
-from avomni_lib.etl.clip.scene import Scene
+from avomni_lib.etl.clip.scene import Surroundings
 from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.params.sections import ProcessingParams
 
@@ -59,7 +59,7 @@ class Truth:
     chord_m: float
     speed_mps: float
     future: Trajectory | None = None
-    scene: Scene | None = None
+    scene: Surroundings | None = None
 
 
 def numbers(num_frames: int, sequence_length: int, stride: int, reach: int = 0) -> range:
@@ -249,7 +249,7 @@ class Windows(Sequence[Window]):
         """The 6.4 s after the window's last frame; None if the ego motion ends before."""
         return trajectory.future(*self._moment(index, -1))
 
-    def scene(self, index: int) -> Scene:
+    def scene(self, index: int) -> Surroundings:
         """Other road users at the window's last frame, and the event at that moment, if any.
 
         No label of a later time is used; an event may begin up to 3 s later.
@@ -263,7 +263,7 @@ class Windows(Sequence[Window]):
         clip = self.cache.clips[window.clip_idx]
         rows = self.cache.shards[window.shard].obstacles[slice(*clip.obstacles)]
         around = scene.others(now_us, now, rows)
-        return Scene(around, scene.event(now_us, clip.events), not clip.unlabelled)
+        return Surroundings(around, scene.event(now_us, clip.events), not clip.unlabelled)
 
     def _moment(self, index: int, frame: int) -> tuple[int, np.ndarray, np.ndarray]:
         now_us, now = int(self.times_us(index)[frame]), self.egomotion(index)[frame]

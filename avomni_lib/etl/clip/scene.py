@@ -38,7 +38,7 @@ class Other:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Surroundings:
     """The surroundings at a moment.
 
     Attributes:

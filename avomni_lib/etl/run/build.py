@@ -154,7 +154,7 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         _keep_what_fits(p.cache_dir, chunk_works)
         to_read = _to_read(p, chunk_works, reasons)
         with Prefetch(p, chosen, chunk_works, to_read, hub) as prefetch:
-            reading = Reading(p, chunk_works, to_read, prefetch, common, reasons)
+            reading = ReadingPass(p, chunk_works, to_read, prefetch, common, reasons)
             try:
                 reading.run(progress)
             except BaseException:
@@ -300,7 +300,7 @@ def _to_read(
     return chunk_clips
 
 
-class Reading:
+class ReadingPass:
     """One pass over the chunks: reads clips as chunks arrive, makes shards, releases raw files.
 
     Args:

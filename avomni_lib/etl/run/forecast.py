@@ -46,7 +46,7 @@ OBSTACLE_ROWS_A_S = {"hub": 365, "world": 80}
 
 
 @dataclass(frozen=True)
-class Video:
+class VideoProperties:
     """Properties of one camera's video of a clip, known or expected."""
 
     codec: str
@@ -74,20 +74,24 @@ def clip_seconds(p: Params, clip: Clip | None = None) -> float:
     return p.rendered.clip_seconds if p.rendered else CLIP_SECONDS
 
 
-def clip_video(p: Params, clip: Clip | None = None) -> Video:
+def clip_video(p: Params, clip: Clip | None = None) -> VideoProperties:
     """One camera's video: of this clip if it can be read, else as published."""
     if clip is not None:
         camera = cameras.grid(p.vision.cameras).cameras[0].name
         with contextlib.suppress(AvomniError, OSError), stream.opened(clip.video(camera)) as opened:
             codec = opened.codec.name.removeprefix("lib").replace("dav1d", "av1")
             size = opened.codec.width, opened.codec.height
-            return Video(codec, *size, len(opened.pts), f"{camera} of a chosen clip")
+            return VideoProperties(codec, *size, len(opened.pts), f"{camera} of a chosen clip")
     if known := published(p):
-        return Video(known.codec, *known.size, round(known.seconds * known.fps), known.source)
+        return VideoProperties(
+            known.codec, *known.size, round(known.seconds * known.fps), known.source
+        )
     num_frames = round(clip_seconds(p) * FPS)
     if world := p.rendered:
-        return Video(world.codec, world.width, world.height, num_frames, "as it is rendered")
-    return Video(SOURCE_CODEC, *SOURCE_SIZE, num_frames, "expected; no raw file was read")
+        return VideoProperties(
+            world.codec, world.width, world.height, num_frames, "as it is rendered"
+        )
+    return VideoProperties(SOURCE_CODEC, *SOURCE_SIZE, num_frames, "expected; no raw file was read")
 
 
 def num_frames(seconds: float, recipe: Recipe) -> int:
@@ -132,7 +136,7 @@ def size_of(path: Path) -> int:
 
 
 def storages(
-    p: Params, num_clips: int, seconds: float, video: Video, decoder: str
+    p: Params, num_clips: int, seconds: float, video: VideoProperties, decoder: str
 ) -> dict[str, dict[str, float]]:
     """Storage -> its `cache_bytes` when done, and `cpu_seconds` for the build."""
     num_videos = num_clips * len(cameras.grid(p.vision.cameras).cameras)

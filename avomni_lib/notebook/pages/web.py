@@ -181,7 +181,7 @@ def _links(executed: dict[str, Path], has_score: bool, here: str) -> list[dict[s
     ]
 
 
-def _warning(state: runs.State) -> str:
+def _warning(state: runs.StageState) -> str:
     """A warning for an unfinished or stale stage; the notebook of a killed one looks complete."""
     if state.done:
         return ""
@@ -193,7 +193,7 @@ def _warning(state: runs.State) -> str:
     return f"This notebook is older than the run's parameters or data: {state.reason}."
 
 
-def _row(p: Params, state: runs.State, has_page: bool) -> dict[str, str]:
+def _row(p: Params, state: runs.StageState, has_page: bool) -> dict[str, str]:
     name, result = state.stage.name, state.result
     return {
         "name": name,

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avomni_lib import files
 from avomni_lib.driving import geometry
-from avomni_lib.driving.drive import Drive, over_time
+from avomni_lib.driving.drive import StoredDrive, over_time
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.terms import BOX, terms
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
@@ -95,7 +95,7 @@ def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
     return text + (f"; behind {', '.join(ahead)}" if ahead else "")
 
 
-def lane(drives: Sequence[Drive]) -> canvas.Picture:
+def lane(drives: Sequence[StoredDrive]) -> canvas.Picture:
     """Offset from the lane, heading relative to it and excess speed of drives over time.
 
     A drive that collides or leaves the road is red up to that moment and dotted after it.
@@ -127,7 +127,7 @@ def lane(drives: Sequence[Drive]) -> canvas.Picture:
     return picture
 
 
-def strip(drive: Drive) -> canvas.Picture:
+def strip(drive: StoredDrive) -> canvas.Picture:
     """Frames of the front camera, one per second."""
     if not len(drive.pictures):
         return canvas.sentence("No pictures are kept of this drive: only of the model's own")
@@ -143,7 +143,7 @@ def strip(drive: Drive) -> canvas.Picture:
     return canvas.in_rows(images, captions, title, COLS)
 
 
-def film(drive: Drive, path: Path) -> Path:
+def film(drive: StoredDrive, path: Path) -> Path:
     """Write an animated PNG of a drive from above, heading up, at five frames per second.
 
     The ego is blue, other actors grey, the recorded path orange.
@@ -160,7 +160,7 @@ def film(drive: Drive, path: Path) -> Path:
     return path
 
 
-def _from_above(drive: Drive, step: int) -> Image.Image:
+def _from_above(drive: StoredDrive, step: int) -> Image.Image:
     episode = drive.episode
     x, y, yaw, speed = episode.ego[step]
     cos, sin, scale = np.cos(yaw), np.sin(yaw), FILM_PX / (AHEAD_M + BEHIND_M)
@@ -191,7 +191,7 @@ def _from_above(drive: Drive, step: int) -> Image.Image:
     return sheet
 
 
-def _state(drive: Drive, episode: Episode, step: int) -> str:
+def _state(drive: StoredDrive, episode: Episode, step: int) -> str:
     scores = terms(episode)
     failed = scores.failure and scores.cut_s is not None and episode.time_s[step] >= scores.cut_s
     return f"   {scores.failure}" if failed else ""

@@ -19,7 +19,7 @@ from avomni_lib.training.targets.form import figure_in_words
 
 if TYPE_CHECKING:
     from avomni_lib.live.answerer import Prediction
-    from avomni_lib.live.recording import Recording
+    from avomni_lib.live.recording import SessionRecord
     from avomni_lib.training.targets import Content
 
 SCENE_PX, VIEW_PX, TEXT_PX, HEIGHT_PX = 560, 260, 360, 400
@@ -104,7 +104,7 @@ def _path(answer: Content | None) -> np.ndarray | None:
     return np.vstack([(0.0, 0.0), answer.waypoints_m])
 
 
-def timeline(recording: Recording) -> canvas.Picture:
+def timeline(recording: SessionRecord) -> canvas.Picture:
     """Answers as bars that start at the capture of their last frame, with the ticks below."""
     answers, ticks = recording.answers.tail(MOST_ANSWERS), recording.ticks
     if answers.empty:

@@ -14,7 +14,7 @@ NOW = {"marker": "^", "color": canvas.ORANGE, "markeredgecolor": canvas.INK}  # 
 
 
 @dataclass(frozen=True)
-class Drive:
+class WindowMotion:
     """The car's motion during a clip, and the part of it that a window covers.
 
     Attributes:
@@ -40,7 +40,7 @@ class Drive:
         return (self.xy_m - self.xy_m[self.now]) @ np.array([[cos, -sin], [sin, cos]])
 
 
-def draw_path(axes: Axes, drive: Drive) -> None:
+def draw_path(axes: Axes, drive: WindowMotion) -> None:
     """Draw the path from above in the ego frame, forward up."""
     x, y = drive.xy_ego_m().T
     window = slice(drive.start, drive.stop)
@@ -51,7 +51,7 @@ def draw_path(axes: Axes, drive: Drive) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def draw_speed(axes: Axes, drive: Drive) -> None:
+def draw_speed(axes: Axes, drive: WindowMotion) -> None:
     """Draw the speed over the clip, with the window and the displayed frame marked."""
     times, speed, now = drive.times_s, drive.speed_mps, drive.now
     axes.axvspan(times[drive.start], times[drive.stop - 1], color=canvas.BLUE, alpha=0.18)
@@ -81,7 +81,7 @@ def named(image: np.ndarray, grid: Grid, width_px: int, square_px: int = 0) -> n
     return canvas.name_tiles(large.round().astype(np.uint8), grid)
 
 
-def motion(drive: Drive, wide: bool = False) -> canvas.Picture:
+def motion(drive: WindowMotion, wide: bool = False) -> canvas.Picture:
     """Path and speed, stacked beside a grid, or side by side below a wide one."""
     picture = canvas.Picture(*((900, 300) if wide else (340, 460)))
     # A fixed layout halves the time of drawing, for which a slider waits.
@@ -98,7 +98,7 @@ def motion(drive: Drive, wide: bool = False) -> canvas.Picture:
 
 
 def preview(
-    image: np.ndarray, grid: Grid, drive: Drive, title: str, answer: str = ""
+    image: np.ndarray, grid: Grid, drive: WindowMotion, title: str, answer: str = ""
 ) -> canvas.Picture:
     """The grid with its cameras' names, and beside it path and speed.
 

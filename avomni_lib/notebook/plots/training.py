@@ -14,7 +14,7 @@ from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import figure_in_words
 
 if TYPE_CHECKING:
-    from avomni_lib.evaluation.before_after import Answered
+    from avomni_lib.evaluation.before_after import ComparedWindow
 
 MEASURED = ["step", "loss", "seconds", "data_wait_s", "samples_per_s", "tokens_per_s", "memory_gb"]
 ANSWER_LINES, ANSWER_CHARS = 7, 46
@@ -93,7 +93,7 @@ def live() -> Callable[[Sequence[Mapping[str, Any]]], None] | None:
     return lambda metrics: handle.update(curve(metrics))
 
 
-def before_after(answered: Answered, grid: Grid) -> canvas.Picture:
+def before_after(answered: ComparedWindow, grid: Grid) -> canvas.Picture:
     """A window's first and last frame, the ground truth, and the answers of both models."""
     frames = answered.frames
     image_px = canvas.height_of(frames[0], grid, 580)

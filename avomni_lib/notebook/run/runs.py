@@ -51,7 +51,7 @@ WORLD_OWNER = "avomni/"
 
 
 @dataclass(frozen=True)
-class State:
+class StageState:
     """Whether a stage is done, with the reason.
 
     Attributes:
@@ -85,7 +85,7 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
         return None
 
 
-def state(p: Params, name: str, look: bool = True) -> State:
+def state(p: Params, name: str, look: bool = True) -> StageState:
     """Whether the stage has to run, with the reason.
 
     Args:
@@ -106,18 +106,18 @@ def state(p: Params, name: str, look: bool = True) -> State:
     return dataclasses.replace(current, reason=f"{current.reason}; {more}") if more else current
 
 
-def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> State:
+def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> StageState:
     """As `state`, ignoring a running training; `raw` checks the raw files too."""
     result = read_result(p, stage.name)
     if result is None:
         is_damaged = (stage_dir(p, stage.name) / RESULT).exists()
-        return State(
+        return StageState(
             stage, False, f"stale: its {RESULT} is damaged" if is_damaged else "not run yet"
         )
 
-    def stale(words: str, same: bool = False) -> State:
+    def stale(words: str, same: bool = False) -> StageState:
         same = same or stage.is_report
-        return State(stage, False, f"stale: {words}", result, same, (stage.name, words))
+        return StageState(stage, False, f"stale: {words}", result, same, (stage.name, words))
 
     if result.get("format") != FORMAT:
         return stale("another version of this program ran it")
@@ -128,7 +128,7 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
         if not before.done and not before.makes_the_same:
             name, words = before.cause or (need, before.reason)
             because = f"stale because {name} is: {words}"
-            return State(stage, False, because, result, stage.is_report, (name, words))
+            return StageState(stage, False, because, result, stage.is_report, (name, words))
         if before.result["digest"] != result["inputs"].get(need):
             return stale(f"{need} made something else since")
     if look:
@@ -146,15 +146,15 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
             if goes_on
             else "the next run tries again, and where that goes well the stages after it run too"
         )
-        return State(stage, goes_on, f"done {finished}; {words}", result, not goes_on)
+        return StageState(stage, goes_on, f"done {finished}; {words}", result, not goes_on)
     if stage.name == "02_download" and raw:
         done, reason = raw_files.download_in_words(p, _state(p, BY_NAME["03_etl"]).done)
         reason = f"done {finished}; {reason}" if done else f"stale: {reason}"
-        return State(stage, done, reason, result)
-    return State(stage, True, f"done {finished}, nothing that it reads has changed", result)
+        return StageState(stage, done, reason, result)
+    return StageState(stage, True, f"done {finished}, nothing that it reads has changed", result)
 
 
-def states(p: Params) -> list[State]:
+def states(p: Params) -> list[StageState]:
     return [state(p, stage.name) for stage in stages_of(p)]
 
 

@@ -16,7 +16,7 @@ from avomni_lib.dataset.cameras import BY_NAME, GRIDS, OWN, Grid, grid
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import engines, forecast
-from avomni_lib.etl.run.forecast import Video
+from avomni_lib.etl.run.forecast import VideoProperties
 from avomni_lib.etl.video import reader as video
 from avomni_lib.params import Params, grids
 from avomni_lib.plan import Plan, gigabytes, minutes
@@ -37,7 +37,7 @@ KEYS = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class TilingChoice:
     """The tiling settings that 04 can change.
 
     Attributes:
@@ -58,7 +58,7 @@ class Choice:
     sequence_length: int
 
     @classmethod
-    def of(cls, p: Params) -> Choice:
+    def of(cls, p: Params) -> TilingChoice:
         """The choice of a run's parameters."""
         work, value = p.processing, grid(p.vision.cameras).value
         setup, rows = (value, ()) if isinstance(value, str) else (OWN_GRID, value)
@@ -82,7 +82,7 @@ class Choice:
         """(height, width) of the grid, px."""
         return self.grid.rows * self.tile[1], self.grid.cols * self.tile[0]
 
-    def with_larger(self, name: str) -> Choice:
+    def with_larger(self, name: str) -> TilingChoice:
         """The same cameras with one of them enlarged to two rows and columns.
 
         Args:
@@ -129,7 +129,7 @@ class Footage:
 
     num_clips: int
     seconds: float
-    video: Video
+    video: VideoProperties
 
     @classmethod
     def of(cls, p: Params, num_clips: int, clip: Clip | None) -> Footage:
@@ -137,7 +137,7 @@ class Footage:
         return cls(num_clips, forecast.clip_seconds(p, clip), forecast.clip_video(p, clip))
 
 
-def cost(p: Params, choice: Choice, footage: Footage) -> Plan:
+def cost(p: Params, choice: TilingChoice, footage: Footage) -> Plan:
     """The cost of a choice: tokens, MB per sample, GB and minutes of the ETL, seconds per step.
 
     Figures: `vision_tokens`, `tokens`, `sample_mb`, `cache_gb`, `etl_seconds` and `step_seconds`;

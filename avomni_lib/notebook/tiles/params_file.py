@@ -11,7 +11,7 @@ import yaml
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook.tiles.choice import KEYS, Choice
+from avomni_lib.notebook.tiles.choice import KEYS, TilingChoice
 from avomni_lib.params import Params, yaml_file
 
 FIRST_LINE = "# What 04_tiles chose, to be laid over the run's own params file:"
@@ -28,7 +28,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(files.PROJECT_ROOT) if inside else path)
 
 
-def text_of(path: Path, p: Params, choice: Choice) -> str:
+def text_of(path: Path, p: Params, choice: TilingChoice) -> str:
     """The new text of the file: keys that differ from the run or that the file states already.
 
     Raises:

@@ -24,7 +24,7 @@ from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.video import reader
 from avomni_lib.notebook import circumstances
 from avomni_lib.notebook.plots import tiles
-from avomni_lib.notebook.tiles.choice import Choice, Footage
+from avomni_lib.notebook.tiles.choice import Footage, TilingChoice
 from avomni_lib.notebook.tiles.raw_frames import RawFrames
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import samples
@@ -54,7 +54,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Motion:
+class ClipMotion:
     """One clip's sampled times and egomotion, in the layout of a cache shard.
 
     Attributes:
@@ -119,7 +119,7 @@ class Preview:
             country = self.raw.catalog.attributes(clip_id)["country"]
         return Listed(clip_id, split, country, mean, most)
 
-    def _motion(self, clip_id: str, sample_hz: float) -> Motion:
+    def _motion(self, clip_id: str, sample_hz: float) -> ClipMotion:
         """The clip's times and egomotion at this rate, as `sampling.sample_clip` computes them.
 
         Raw clips are timed by the cameras of the run's grid whatever the choice, so that every
@@ -132,7 +132,7 @@ class Preview:
             cached = self._cached[clip_id]
             shard, rows = self.cache.shards[cached.shard], slice(cached.start, cached.stop)
             track = shard.track[cached.track_start : cached.track_stop]
-            return Motion(shard.times[rows], shard.egomotion[rows], track)
+            return ClipMotion(shard.times[rows], shard.egomotion[rows], track)
         clip, horizon_s = self.raw.clip(clip_id), self.p.processing.horizon_s
         names = [camera.name for camera in cameras.grid(self.p.vision.cameras).cameras]
         stamps = [clip.timestamps(name) for name in names]
@@ -140,9 +140,9 @@ class Preview:
         if self.p.processing.align:
             keys = [reader.key_rows(clip.video(name)) for name in names]
         times, ego, _ = sampling.clip_times(clip, stamps, sample_hz, horizon_s, keys)
-        return Motion(**sampling.clip_motion(ego, times, horizon_s))
+        return ClipMotion(**sampling.clip_motion(ego, times, horizon_s))
 
-    def is_cached(self, choice: Choice) -> bool:
+    def is_cached(self, choice: TilingChoice) -> bool:
         """Whether the cache has the frames of this choice."""
         cache, grid = self.cache, choice.grid
         return cache is not None and (
@@ -150,13 +150,13 @@ class Preview:
             == (grid.cells, grid.cols, choice.tile, choice.fit, choice.sample_hz)
         )
 
-    def source_in_words(self, choice: Choice) -> str:
+    def source_in_words(self, choice: TilingChoice) -> str:
         """The source of the frames, as text."""
         words = "the cache" if self.is_cached(choice) else "the raw clip"
         words += "; there is no cache yet" if self.cache is None else ""
         return words + ("; raw files are evicted" if read_evicted(self.p) else "")
 
-    def windows(self, clip_id: str, choice: Choice, horizon_s: float = 0.0) -> Windows:
+    def windows(self, clip_id: str, choice: TilingChoice, horizon_s: float = 0.0) -> Windows:
         """The windows of one clip that have the past frames of the run's parameters."""
         motion, split = self.motion(clip_id, choice.sample_hz), self.listed[clip_id].split
         sizes = (0, len(motion.times), 0, len(motion.track))
@@ -166,13 +166,13 @@ class Preview:
         past = samples.past_of(choice.laid_over(self.p))
         return Windows(one, length, stride, horizon_s=horizon_s, past=past)
 
-    def count(self, clip_id: str, choice: Choice) -> int:
+    def count(self, clip_id: str, choice: TilingChoice) -> int:
         """Number of windows of the clip; 0 if its motion cannot be read."""
         with contextlib.suppress(AvomniError):
             return len(self.windows(clip_id, choice))
         return 0
 
-    def nearest_window(self, place: Place, before: Choice, choice: Choice) -> int:
+    def nearest_window(self, place: Place, before: TilingChoice, choice: TilingChoice) -> int:
         """Index of the window at a new rate or length whose start is nearest to the old one's."""
         if not self.count(place.clip_id, choice) or not self.count(place.clip_id, before):
             return 0
@@ -180,7 +180,7 @@ class Preview:
         start = old.times_us(min(place.window, len(old) - 1))[0]
         return int(np.argmin([abs(new.times_us(i)[0] - start) for i in range(len(new))]))
 
-    def grid_frame(self, place: Place, choice: Choice) -> np.ndarray:
+    def grid_frame(self, place: Place, choice: TilingChoice) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the frame as the model would see it.
 
         Raises:
@@ -195,7 +195,7 @@ class Preview:
         times_us = windows.times_us(place.window)
         return self.raw.grid_frame(place.clip_id, times_us, place.frame, choice)
 
-    def drive(self, place: Place, choice: Choice) -> tiles.Drive:
+    def drive(self, place: Place, choice: TilingChoice) -> tiles.WindowMotion:
         """The car's path during the clip, with the selected window and frame.
 
         Raises:
@@ -205,7 +205,7 @@ class Preview:
         motion = self.motion(place.clip_id, choice.sample_hz)
         ego = motion.ego
         turn = Rotation.from_quat(np.stack([ego[name] for name in ("qx", "qy", "qz", "qw")], 1))
-        return tiles.Drive(
+        return tiles.WindowMotion(
             times_s=(motion.times - motion.times[0]) / 1e6,
             xy_m=np.stack([ego["x"], ego["y"]], axis=1),
             yaw_rad=turn.as_euler("ZYX")[:, 0],
@@ -215,7 +215,7 @@ class Preview:
             now=window.start + place.frame,
         )
 
-    def answer(self, place: Place, choice: Choice) -> str:
+    def answer(self, place: Place, choice: TilingChoice) -> str:
         """The target's text for the window, or the reason why there is none.
 
         Raises:
@@ -245,7 +245,7 @@ class Preview:
             clip = self.raw.clip(next(iter(self.listed)))
         return Footage.of(self.p, len(self.listed), clip)
 
-    def _need_window(self, place: Place, choice: Choice) -> Windows:
+    def _need_window(self, place: Place, choice: TilingChoice) -> Windows:
         windows = self.windows(place.clip_id, choice)
         if not len(windows):
             frames = len(self.motion(place.clip_id, choice.sample_hz).times)

@@ -23,7 +23,7 @@ from avomni_lib.etl.video import reader as video
 from avomni_lib.etl.video import stream
 from avomni_lib.etl.video.pyav_reader import decode, picture, upright_size
 from avomni_lib.notebook.run import runs
-from avomni_lib.notebook.tiles.choice import Choice
+from avomni_lib.notebook.tiles.choice import TilingChoice
 from avomni_lib.params import Params
 
 MEMORY_BYTES = 1 << 30
@@ -68,7 +68,7 @@ class RawFrames:
         return open_clip(folder, self.catalog, clip_id)
 
     def grid_frame(
-        self, clip_id: str, times_us: np.ndarray, frame: int, choice: Choice
+        self, clip_id: str, times_us: np.ndarray, frame: int, choice: TilingChoice
     ) -> np.ndarray:
         """(H, W, 3) uint8 RGB: one frame of a window, each camera's last one at or before its time.
 

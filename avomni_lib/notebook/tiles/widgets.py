@@ -20,7 +20,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.tiling import FITS
 from avomni_lib.notebook.plots import canvas, tiles
 from avomni_lib.notebook.tiles import params_file
-from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice, cost, in_short
+from avomni_lib.notebook.tiles.choice import OWN_LIST, TilingChoice, cost, in_short
 from avomni_lib.notebook.tiles.preview import Listed, Place, Preview
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan
@@ -122,7 +122,7 @@ class ChoiceControls(ipywidgets.VBox):
         all: The controls on which the picture depends.
     """
 
-    def __init__(self, own: Choice, square_px: int):
+    def __init__(self, own: TilingChoice, square_px: int):
         self._own = own
         self.setup = ipywidgets.ToggleButtons(
             options=[*dict.fromkeys([*cameras.GRIDS, own.setup, OWN_LIST])],
@@ -182,12 +182,12 @@ class ChoiceControls(ipywidgets.VBox):
         if change["new"]:
             self.cameras.value = [*self.cameras.value, change["new"]]
 
-    def choice(self) -> Choice:
+    def choice(self) -> TilingChoice:
         setup = self.setup.value
         own = tuple(LABELS[label] for label in self.cameras.value) if setup == OWN_LIST else ()
         rows = self._own.cameras if setup == self._own.setup else own
         tile = self.width.value, self.height.value
-        return Choice(setup, rows, tile, self.fit.value, self.rate.value, self.length.value)
+        return TilingChoice(setup, rows, tile, self.fit.value, self.rate.value, self.length.value)
 
 
 class TilePreview(ipywidgets.VBox):
@@ -205,7 +205,7 @@ class TilePreview(ipywidgets.VBox):
 
     def __init__(self, p: Params, clip_id: str | None = None, window: int = 0, frame: int = 0):
         self.p, self.preview = p, Preview(p)
-        self._is_setting, self._before = False, Choice.of(p)
+        self._is_setting, self._before = False, TilingChoice.of(p)
         listed = self.preview.listed
         if clip_id is not None and clip_id not in listed:
             raise AvomniError(
@@ -255,7 +255,7 @@ class TilePreview(ipywidgets.VBox):
         self._show()
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> TilingChoice:
         """The selected tiling."""
         return self.controls.choice()
 
@@ -277,7 +277,7 @@ class TilePreview(ipywidgets.VBox):
         squares = self._square_px if self.controls.squares.value else 0
         return tiles.named(self.grid_frame(), self.choice.grid, WIDE_PX, squares)
 
-    def drive(self) -> tiles.Drive:
+    def drive(self) -> tiles.WindowMotion:
         """The car's path during the clip, with the selected window and frame."""
         return self.preview.drive(self.shown, self.choice)
 
@@ -295,7 +295,7 @@ class TilePreview(ipywidgets.VBox):
         title = in_short(self.cost())
         return tiles.preview(self.grid_frame(), self.choice.grid, self.drive(), title, answer)
 
-    def figure_of(self, choice: Choice) -> canvas.Picture:
+    def figure_of(self, choice: TilingChoice) -> canvas.Picture:
         """The selected frame in another tiling with its cost, or the reason why not."""
         title = in_short(cost(self.p, choice, self.preview.footage))
         try:

@@ -15,7 +15,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training.doctor import image, machine, probes
-from avomni_lib.training.doctor.machine import OK, WRONG, Finding, Installed, Report
+from avomni_lib.training.doctor.machine import OK, WRONG, DoctorFinding, Installed, Report
 from avomni_lib.training.forecast import estimate
 
 GATED = "nvidia/PhysicalAI-Autonomous-Vehicles"
@@ -35,7 +35,7 @@ def examine(p: Params | None = None) -> Report:
         try:
             optimizer(p.training.optimizer, on)
         except AvomniError as error:
-            refused = [Finding.refusal("optimizer", error)]
+            refused = [DoctorFinding.refusal("optimizer", error)]
         with contextlib.suppress(AvomniError):  # `plan` reports it
             cache_bytes = round(estimate.plan_run(p).figures["cache_gb"] * 1e9)
     return Report(
@@ -46,7 +46,7 @@ def examine(p: Params | None = None) -> Report:
             native_library(versions, on),
             image.wheels(versions.hip),
             machine.unsloth(p.model.backend, on),
-            Finding("attention", OK, ": ".join(hardware.attention(on))),
+            DoctorFinding("attention", OK, ": ".join(hardware.attention(on))),
             # Before the probes, after whose failure the card may not respond.
             *machine.memory(on),
             *probes.run(on),
@@ -61,7 +61,7 @@ def examine(p: Params | None = None) -> Report:
     )
 
 
-def check(p: Params, choices: Mapping[str, Choice]) -> list[Finding]:
+def check(p: Params, choices: Mapping[str, Choice]) -> list[DoctorFinding]:
     """Run the probes that a training relies on, on its device; takes less than a second.
 
     Args:
@@ -118,26 +118,28 @@ def optimizer(wanted: str, on: str) -> Choice:
     return Choice("adamw_torch", "; ".join([*reasons, "torch's own needs no other package"]))
 
 
-def native_library(versions: Installed, on: str) -> Finding:
+def native_library(versions: Installed, on: str) -> DoctorFinding:
     """Whether bitsandbytes has loaded the native library for this device."""
     name = "bitsandbytes' library"
     if versions.bitsandbytes is None:
-        return Finding(name, WRONG, "none", "bitsandbytes is not installed")
+        return DoctorFinding(name, WRONG, "none", "bitsandbytes is not installed")
     try:
         cextension = probes.load_bitsandbytes().cextension
     except Exception as error:  # a wrong library fails in many ways
         reason = str(error).strip().partition("\n")[0][:200]
         why = "bitsandbytes cannot be imported"
-        return Finding(name, WRONG, reason, why, "mend the lines torch and bitsandbytes first")
+        return DoctorFinding(
+            name, WRONG, reason, why, "mend the lines torch and bitsandbytes first"
+        )
     library = cextension.lib
     kinds = "CPUs" if on == "cpu" else "ROCm" if versions.hip else "CUDA"
     if isinstance(library, cextension.ErrorHandlerMockBNBNativeLibrary):
         has = cextension.get_available_cuda_binary_versions()
         why = f"bitsandbytes found no library for this {kinds}; it has {has}"
         fix = "BNB_ROCM_VERSION=72 (or BNB_CUDA_VERSION) names one of them"
-        return Finding(name, WRONG, "none was loaded", why, fix)
+        return DoctorFinding(name, WRONG, "none was loaded", why, fix)
     file = Path(library._lib._name).name
     if on != "cpu" and not library.compiled_with_cuda:
         why = f"it is the one for CPUs, and training computes by {kinds}"
-        return Finding(name, WRONG, file, why, "mend the lines torch and bitsandbytes first")
-    return Finding(name, OK, f"{file}, for {kinds}")
+        return DoctorFinding(name, WRONG, file, why, "mend the lines torch and bitsandbytes first")
+    return DoctorFinding(name, OK, f"{file}, for {kinds}")

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from avomni_lib.training.doctor import machine, probes
-from avomni_lib.training.doctor.machine import NOTE, OK, TRITONS, WRONG, Finding
+from avomni_lib.training.doctor.machine import NOTE, OK, TRITONS, WRONG, DoctorFinding
 
 LEAST_OPEN_FILES = 4096
 CACHE = "TRITON_CACHE_DIR"
@@ -50,42 +50,44 @@ def installed_wheels() -> list[str]:
     return [name for wheel in metadata.distributions() if (name := wheel.metadata["Name"])]
 
 
-def wheels(hip: str | None) -> Finding:
+def wheels(hip: str | None) -> DoctorFinding:
     """Whether wheels for NVIDIA's cards are installed beside ROCm's torch."""
     name, nvidia = "nvidia wheels", nvidia_wheels(installed_wheels())
     text = f"{len(nvidia)} installed" if nvidia else "none"
     if not hip or not nvidia:
-        return Finding(name, OK, text)
+        return DoctorFinding(name, OK, text)
     why = f"{', '.join(nvidia[:3])} came with a package for CUDA, which replaced ROCm's"
-    return Finding(name, WRONG, text, why, f"{UNINSTALL} {' '.join(nvidia)}; then make rocm again")
+    return DoctorFinding(
+        name, WRONG, text, why, f"{UNINSTALL} {' '.join(nvidia)}; then make rocm again"
+    )
 
 
-def open_files() -> Finding:
+def open_files() -> DoctorFinding:
     """The limit of open files of this process, for shards, zip files and workers' pipes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,}"
     if soft == resource.RLIM_INFINITY or soft >= LEAST_OPEN_FILES:
-        return Finding("open files", OK, text)
+        return DoctorFinding("open files", OK, text)
     why = f"below {LEAST_OPEN_FILES:,} many workers and cameras at once may run out of them"
     most = "65536" if hard == resource.RLIM_INFINITY else str(min(hard, 65536))
     fix = f"ulimit -n {most}, or docker run --ulimit nofile=65536:65536 …"
-    return Finding("open files", NOTE, text, why, fix)
+    return DoctorFinding("open files", NOTE, text, why, fix)
 
 
-def triton_cache(on: str) -> Finding:
+def triton_cache(on: str) -> DoctorFinding:
     """The folder of compiled kernels, which should be on a persistent disk."""
     name, folder = "triton cache", os.environ.get(CACHE)
     if on == "cpu":
-        return Finding(name, OK, "a CPU needs none")
+        return DoctorFinding(name, OK, "a CPU needs none")
     if folder is None:
         home = Path("~/.triton/cache").expanduser()
         why = "on a rented machine kernels are compiled again, for minutes, after each new start"
-        return Finding(name, NOTE, str(home), why, f"export {CACHE}=… on a disk that stays")
+        return DoctorFinding(name, NOTE, str(home), why, f"export {CACHE}=… on a disk that stays")
     place = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
     if not os.access(place, os.W_OK):
         why = f"{place} cannot be written to, and no kernel can be compiled"
-        return Finding(name, WRONG, folder, why, f"set {CACHE} to a folder of yours")
-    return Finding(name, OK, folder)
+        return DoctorFinding(name, WRONG, folder, why, f"set {CACHE} to a folder of yours")
+    return DoctorFinding(name, OK, folder)
 
 
 def main() -> int:

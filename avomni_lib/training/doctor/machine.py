@@ -52,7 +52,7 @@ _CDNA = (
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DoctorFinding:
     """One finding: its subject, `ok`, `note` or `wrong`, the values, why, and what to do."""
 
     name: str
@@ -68,7 +68,7 @@ class Finding:
         return "\n".join([self.found, *(f"{name}: {text}" for name, text in more.items() if text)])
 
     @classmethod
-    def refusal(cls, name: str, error: AvomniError) -> Finding:
+    def refusal(cls, name: str, error: AvomniError) -> DoctorFinding:
         return cls(name, WRONG, error.what, error.where or "", error.fix or "")
 
 
@@ -76,10 +76,10 @@ class Finding:
 class Report:
     """All findings."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[DoctorFinding, ...]
 
     @property
-    def wrong(self) -> list[Finding]:
+    def wrong(self) -> list[DoctorFinding]:
         return [finding for finding in self.findings if finding.state == WRONG]
 
     @property
@@ -210,55 +210,55 @@ def tritons() -> tuple[Triton, ...]:
     return tuple(present)
 
 
-def fit(versions: Installed) -> list[Finding]:
+def fit(versions: Installed) -> list[DoctorFinding]:
     """Whether versions are compatible: findings `torch`, `platform`, `bitsandbytes`, `triton`."""
     return [_torch(versions), _platform(versions), _bitsandbytes(versions), _triton(versions)]
 
 
-def _torch(versions: Installed) -> Finding:
+def _torch(versions: Installed) -> DoctorFinding:
     name, command = "torch", versions.platform.command
     text, release = f"torch {versions.torch} from {versions.origin}", _release(versions.torch)
     if release < TORCH_FROM:
         fix = f"{command}, or an image with a newer torch"
-        return Finding(name, WRONG, text, "older than 2.9, the oldest tried", fix)
+        return DoctorFinding(name, WRONG, text, "older than 2.9, the oldest tried", fix)
     if release >= TORCH_BELOW:
         why = "Unsloth refuses 2.15 and later; transformers and PEFT take it"
-        return Finding(name, NOTE, text, why, f"{command}, or model.backend: transformers")
-    return Finding(name, OK, text)
+        return DoctorFinding(name, NOTE, text, why, f"{command}, or model.backend: transformers")
+    return DoctorFinding(name, OK, text)
 
 
-def _platform(versions: Installed) -> Finding:
+def _platform(versions: Installed) -> DoctorFinding:
     row, torch = versions.platform, versions.torch
     pinned = row.pinned_torch()
     text = f"{row.name}: constraints-{row.name}.txt, torch {pinned}"
     if versions.hip and _release(versions.hip) < (6, 4):
         why = f"torch is built for ROCm {versions.hip}; bitsandbytes has no library below 6.4"
-        return Finding("platform", WRONG, text, why, row.command)
+        return DoctorFinding("platform", WRONG, text, why, row.command)
     # Only the pinned names of ROCm's and CPU wheels contain the build.
     if (torch if "+" in pinned else torch.partition("+")[0]) != pinned:
         fix = f"trust the lines below, which run it; or {row.command}"
-        return Finding("platform", NOTE, text, f"torch is {torch}: not tried together", fix)
-    return Finding("platform", OK, text)
+        return DoctorFinding("platform", NOTE, text, f"torch is {torch}: not tried together", fix)
+    return DoctorFinding("platform", OK, text)
 
 
-def _bitsandbytes(versions: Installed) -> Finding:
+def _bitsandbytes(versions: Installed) -> DoctorFinding:
     name, version, why = "bitsandbytes", versions.bitsandbytes, versions.platform.bitsandbytes_why
     # --no-deps, as its dependencies would replace ROCm's torch by CUDA's (unsloth #4720).
     fix = "pip install --no-deps 'bitsandbytes>=0.50,<0.51'"
     if version is None:
         why = "the 4-bit base model and the 8-bit optimizers are its work"
-        return Finding(name, WRONG, "not installed", why, fix)
+        return DoctorFinding(name, WRONG, "not installed", why, fix)
     if _release(version) >= BITSANDBYTES_BELOW:
-        return Finding(name, NOTE, version, "0.51 and later were not tried", fix)
+        return DoctorFinding(name, NOTE, version, "0.51 and later were not tried", fix)
     state = WRONG if _release(version) < BITSANDBYTES_FROM else OK
-    return Finding(name, state, version, why, fix)
+    return DoctorFinding(name, state, version, why, fix)
 
 
-def _triton(versions: Installed) -> Finding:
+def _triton(versions: Installed) -> DoctorFinding:
     name, present = "triton", versions.tritons
     text = " and ".join(map(str, present)) or "none"
     if not versions.platform.tritons:
-        return Finding(name, OK, f"{text}; a CPU needs none")
+        return DoctorFinding(name, OK, f"{text}; a CPU needs none")
     wanted = versions.triton_wanted or versions.platform.tritons[-1 if versions.hip else 0]
     fix = f"pip uninstall -y {' '.join(TRITONS)}; "
     if versions.origin == "an image's own build":
@@ -268,32 +268,32 @@ def _triton(versions: Installed) -> Finding:
         fix += f"pip install --no-deps{index if versions.hip else ''} '{wanted}'"
     if not present:
         why = "torch.compile and Unsloth's kernels need it; plain PEFT does without"
-        return Finding(name, NOTE, text, why, fix)
+        return DoctorFinding(name, NOTE, text, why, fix)
     owners = [triton for triton in present if triton.is_owner]
     if not owners:
         why = "site-packages/triton is of none of them: one was installed over the other in part"
-        return Finding(name, WRONG, text, why, fix)
+        return DoctorFinding(name, WRONG, text, why, fix)
     if any(triton.is_for_rocm != bool(versions.hip) for triton in owners):
         has, needs = ("NVIDIA's", "ROCm's") if versions.hip else ("ROCm's", "NVIDIA's")
         why = (
             f"site-packages/triton is {has} and torch needs {needs}; unsloth_zoo and "
             "cut_cross_entropy bring PyPI's unless they are installed with --no-deps"
         )
-        return Finding(name, WRONG, str(owners[0]), why, fix)
+        return DoctorFinding(name, WRONG, str(owners[0]), why, fix)
     if len(present) > 1:
         why = f"the files are of {owners[0]}, but removing the other would remove them too"
-        return Finding(name, NOTE, text, why, fix)
-    return Finding(name, OK, f"{text}, as this torch needs it")
+        return DoctorFinding(name, NOTE, text, why, fix)
+    return DoctorFinding(name, OK, f"{text}, as this torch needs it")
 
 
-def python() -> Finding:
+def python() -> DoctorFinding:
     """The Python version, and whether the image's own Python has a torch for a card."""
     version = f"Python {sys.version.split()[0]}"
     if not PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW:
         fix = "make PYTHON=/path/to/python3.11 setup"
-        return Finding("python", WRONG, version, "3.11 and 3.12 are what this runs on", fix)
+        return DoctorFinding("python", WRONG, version, "3.11 and 3.12 are what this runs on", fix)
     if sys.prefix == sys.base_prefix:
-        return Finding("python", OK, f"{version}, no virtual environment: VENV=system's")
+        return DoctorFinding("python", OK, f"{version}, no virtual environment: VENV=system's")
     # The torch of the image's Python, found by folder names.
     folder = "python{}.{}".format(*sys.version_info)
     base = Path(sys.base_prefix)
@@ -306,11 +306,15 @@ def python() -> Finding:
     text = f"{version} in the virtual environment {sys.prefix}"
     if theirs and theirs != (ours := _version("torch")) and not theirs.endswith("+cpu"):
         why = f"the image's own Python brings torch {theirs}; this environment has {ours}"
-        return Finding("python", NOTE, text, why, "make VENV=system … works with the image's own")
-    return Finding("python", OK, text)
+        return DoctorFinding(
+            "python", NOTE, text, why, "make VENV=system … works with the image's own"
+        )
+    return DoctorFinding("python", OK, text)
 
 
-def accelerator(device: Choice, versions: Installed, base_model: str, processes: int) -> Finding:
+def accelerator(
+    device: Choice, versions: Installed, base_model: str, processes: int
+) -> DoctorFinding:
     """The card that torch uses, or why it uses none."""
     name = "accelerator"
     if device.value != "cpu":
@@ -320,35 +324,35 @@ def accelerator(device: Choice, versions: Installed, base_model: str, processes:
         text = f"{count} × {device.reason}"
         if processes > count:
             why = f"training.num_processes is {processes}, one a card"
-            return Finding(name, WRONG, text, why, f"training.num_processes: {count}")
-        return Finding(name, OK, text)
+            return DoctorFinding(name, WRONG, text, why, f"training.num_processes: {count}")
+        return DoctorFinding(name, OK, text)
     built_for = "AMD" if versions.hip else "NVIDIA" if versions.cuda else None
     present = [vendor for vendor, node in CARD_NODES.items() if node.exists()]
     if built_for in present:
         why = f"{CARD_NODES[built_for]} is there, so there is a card"
-        return Finding(name, WRONG, device.reason, why, SEES_NO_CARD[built_for])
+        return DoctorFinding(name, WRONG, device.reason, why, SEES_NO_CARD[built_for])
     if present:
         # Typically bitsandbytes or Unsloth replaced ROCm's torch by PyPI's (unsloth #4720).
         why = f"torch is built for {built_for or 'CPUs'}, the card is of {' and '.join(present)}"
         fix = "make rocm, or make VENV=system …" if present == ["AMD"] else "make cuda"
-        return Finding(name, WRONG if built_for else NOTE, device.reason, why, fix)
+        return DoctorFinding(name, WRONG if built_for else NOTE, device.reason, why, fix)
     if base_model == "tiny":
-        return Finding(name, OK, f"{device.reason}; the tiny base model needs none")
+        return DoctorFinding(name, OK, f"{device.reason}; the tiny base model needs none")
     why = "the 8B takes hours a step on a CPU; the demo's tiny base model takes minutes in all"
-    return Finding(name, NOTE, device.reason, why, "rent a machine, or params/demo.yaml")
+    return DoctorFinding(name, NOTE, device.reason, why, "rent a machine, or params/demo.yaml")
 
 
-def unsloth(backend: str, device: str) -> Finding:
+def unsloth(backend: str, device: str) -> DoctorFinding:
     """Whether Unsloth is the backend here (`model.backend`), and can be imported."""
     name = "unsloth"
     try:
         choice = hardware.backend(backend, device)
     except AvomniError as error:
-        return Finding.refusal(name, error)
+        return DoctorFinding.refusal(name, error)
     if choice.value != "unsloth":
         is_missed = device != "cpu" and backend == "auto"
         fix = "pip install --no-deps unsloth unsloth_zoo" if is_missed else ""
-        return Finding(name, NOTE if is_missed else OK, f"not used: {choice.reason}", "", fix)
+        return DoctorFinding(name, NOTE if is_missed else OK, f"not used: {choice.reason}", "", fix)
     # In a separate process and folder: it patches transformers and writes to the working folder.
     command = [sys.executable, "-c", "import unsloth"]
     options = {"capture_output": True, "text": True, "timeout": IMPORT_SECONDS}
@@ -359,53 +363,55 @@ def unsloth(backend: str, device: str) -> Finding:
         except subprocess.TimeoutExpired:
             fault = f"not in {IMPORT_SECONDS} s"
     if fault is None:
-        return Finding(name, OK, f"unsloth {_version('unsloth')} can be imported")
+        return DoctorFinding(name, OK, f"unsloth {_version('unsloth')} can be imported")
     fix = "mend the lines torch and triton first; or model.backend: transformers"
     text = f"unsloth cannot be imported: {fault[:200]}"
-    return Finding(name, WRONG, text, "model.backend takes it here", fix)
+    return DoctorFinding(name, WRONG, text, "model.backend takes it here", fix)
 
 
-def memory(device: str) -> list[Finding]:
+def memory(device: str) -> list[DoctorFinding]:
     """The card's and the host's memory."""
     host = hardware.host_memory()
     text = "{} free of {}"
-    lines = [Finding("host memory", OK, text.format(gigabytes(host.free), gigabytes(host.total)))]
+    lines = [
+        DoctorFinding("host memory", OK, text.format(gigabytes(host.free), gigabytes(host.total)))
+    ]
     if card := hardware.device_memory(device):
         text = text.format(gigabytes(card.free), gigabytes(card.total))
-        line = Finding("device memory", OK, text)
+        line = DoctorFinding("device memory", OK, text)
         if card.free < 0.9 * card.total:
             why = "another process holds the rest, and training is planned for all of it"
             fix = "rocm-smi --showpids, or nvidia-smi, names it; a notebook's kernel may be one"
-            line = Finding("device memory", NOTE, text, why, fix)
+            line = DoctorFinding("device memory", NOTE, text, why, fix)
         lines.insert(0, line)
     return lines
 
 
-def shared_memory(num_processes: int) -> Finding:
+def shared_memory(num_processes: int) -> DoctorFinding:
     """Free space in /dev/shm, of which containers have 64 MB by default."""
     name = str(SHARED_MEMORY)
     if not SHARED_MEMORY.exists():
-        return Finding(name, OK, "there is none; nothing here needs it")
+        return DoctorFinding(name, OK, "there is none; nothing here needs it")
     free = shutil.disk_usage(SHARED_MEMORY).free
     text = f"{gigabytes(free)} free"
     if free >= LEAST_SHARED_BYTES:
-        return Finding(name, OK, text)
+        return DoctorFinding(name, OK, text)
     why = f"several processes communicate through it (RCCL, NCCL); this run has {num_processes}"
-    return Finding(name, NOTE, text, why, "docker run --shm-size=8g …, or --ipc=host")
+    return DoctorFinding(name, NOTE, text, why, "docker run --shm-size=8g …, or --ipc=host")
 
 
-def room(p: Params, cache_bytes: int | None) -> Finding:
+def room(p: Params, cache_bytes: int | None) -> DoctorFinding:
     """Free space on the disk of `run.outputs_dir` for the run's cache (None without a run)."""
     free = files.free_bytes(p.run_dir)
     text = f"{gigabytes(free)} free at {files.resolve(p.run.outputs_dir)}"
     if cache_bytes is None or p.cache_dir.exists() or cache_bytes < free:
-        return Finding("disk", OK, text)
+        return DoctorFinding("disk", OK, text)
     why = f"the run's cache takes {gigabytes(cache_bytes)}: 03_etl would stop for want of room"
     fix = "run.outputs_dir on a larger disk, processing.storage: jpeg, or fewer chunks"
-    return Finding("disk", NOTE, text, why, fix)
+    return DoctorFinding("disk", NOTE, text, why, fix)
 
 
-def decoder(wanted: str) -> Finding:
+def decoder(wanted: str) -> DoctorFinding:
     """Encode three frames and read them back with the chosen decoder."""
     from avomni_lib.etl.video import reader
 
@@ -414,17 +420,17 @@ def decoder(wanted: str) -> Finding:
         choice, reason = reader.choose_decoder(wanted)
         frames = reader.read_frames(_three_greys(), [0, 100_000, 200_000], decoder=choice)
     except AvomniError as error:
-        return Finding.refusal(name, error)
+        return DoctorFinding.refusal(name, error)
     means = frames.images.reshape(3, -1).mean(axis=1)
     if abs(means - GREYS).max() > 8:
         text = f"{choice} shows greys of {means.round().tolist()}"
-        return Finding(
+        return DoctorFinding(
             name, WRONG, text, f"they were written as {GREYS}", "processing.decoder: pyav"
         )
-    return Finding(name, OK, f"{choice}: {reason}")
+    return DoctorFinding(name, OK, f"{choice}: {reason}")
 
 
-def token(source: str | None, is_gated: bool) -> Finding:
+def token(source: str | None, is_gated: bool) -> DoctorFinding:
     """Whether a Hugging Face token is saved or set; its validity is not checked.
 
     Args:
@@ -434,12 +440,14 @@ def token(source: str | None, is_gated: bool) -> Finding:
     from avomni_lib.dataset.download import hub
 
     if hub.get_token():
-        return Finding("token", OK, "there is one for Hugging Face")
+        return DoctorFinding("token", OK, "there is one for Hugging Face")
     if source in ("world", "folder", "lerobot"):
-        return Finding("token", OK, f"none, and dataset.source: {source} needs none")
+        return DoctorFinding("token", OK, f"none, and dataset.source: {source} needs none")
     state = WRONG if source == "hub" and is_gated else NOTE
     fix = "hf auth login, or HF_TOKEN in the environment"
-    return Finding("token", state, "none", "the real data set is gated: 02_download needs one", fix)
+    return DoctorFinding(
+        "token", state, "none", "the real data set is gated: 02_download needs one", fix
+    )
 
 
 def _three_greys() -> bytes:

@@ -1,7 +1,7 @@
 """Small computations that training relies on, compared with a plain reference.
 
-A probe takes a device such as `cpu` or `cuda:0` and returns a `Finding`. All together take a second
-on a CPU. Inputs come from a separate generator, so torch's random state is unchanged.
+A probe takes a device such as `cpu` or `cuda:0` and returns a `DoctorFinding`. All together take a
+second on a CPU. Inputs come from a separate generator, so torch's random state is unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from avomni_lib import hardware
-from avomni_lib.training.doctor.machine import OK, WRONG, Finding
+from avomni_lib.training.doctor.machine import OK, WRONG, DoctorFinding
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ BITSANDBYTES_OPS = "bitsandbytes.backends.cpu.ops"  # the name of its logger
 TORCH_FIX = "the torch that the line `platform` names, or a later one"
 
 
-def run(on: str) -> list[Finding]:
+def run(on: str) -> list[DoctorFinding]:
     """All probes."""
     steps = [optimizer_step(name, on) for name in OPTIMIZERS]
     return [four_bit_linear(on), *steps, vision_attention(on), text_attention(on)]
@@ -44,7 +44,7 @@ def run(on: str) -> list[Finding]:
 
 def _judge(
     name: str, why: str, fix: str, work: Callable[[torch.device], Deviations], on: str
-) -> Finding:
+) -> DoctorFinding:
     """Compare the errors that `work` yields with their bounds; NaN and exceptions are failures."""
     import torch
 
@@ -56,20 +56,20 @@ def _judge(
             deviations = list(work(device))
             _wait(device)
     except Exception as error:  # any exception is a failure of the probe
-        return Finding(name, WRONG, f"fails: {_first_line(error)}", why, fix)
+        return DoctorFinding(name, WRONG, f"fails: {_first_line(error)}", why, fix)
     finally:
         if device.type == "cuda":
             with contextlib.suppress(RuntimeError):  # the card may have failed
                 torch.cuda.empty_cache()
     beyond = [f"{what} is off by {e:.0%}" for what, e, most in deviations if not e <= most]
     if beyond:
-        return Finding(name, WRONG, ", ".join(beyond), why, fix)
+        return DoctorFinding(name, WRONG, ", ".join(beyond), why, fix)
     tightest = min(most for *_, most in deviations)
     worst = max(error for _, error, most in deviations if most == tightest)
-    return Finding(name, OK, f"right to {max(worst, 1e-4):.2%}", why, fix)
+    return DoctorFinding(name, OK, f"right to {max(worst, 1e-4):.2%}", why, fix)
 
 
-def _probe(name: str, why: str, fix: str) -> Callable[..., Callable[[str], Finding]]:
+def _probe(name: str, why: str, fix: str) -> Callable[..., Callable[[str], DoctorFinding]]:
     return lambda work: functools.wraps(work)(functools.partial(_judge, name, why, fix, work))
 
 
@@ -109,7 +109,7 @@ def four_bit_linear(device: torch.device) -> Deviations:
         yield f"a product of {count} row(s)", _relative_error(result, given[:count] @ kept.T), BOUND
 
 
-def optimizer_step(name: str, on: str) -> Finding:
+def optimizer_step(name: str, on: str) -> DoctorFinding:
     """Steps of one of `OPTIMIZERS`, created as in transformers' Trainer, compared with AdamW's."""
     is_paged = OPTIMIZERS[name]
 

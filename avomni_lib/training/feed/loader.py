@@ -79,7 +79,7 @@ def _shuffled(num_windows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_windows)
 
 
-class Event(Protocol):
+class DeviceEvent(Protocol):
     """A pending operation on a device, such as a `torch.cuda.Event`."""
 
     def synchronize(self) -> None:
@@ -96,7 +96,7 @@ class _Buffer:
     """
 
     frames: torch.Tensor
-    after: Event | None = None
+    after: DeviceEvent | None = None
 
 
 class Loader:
@@ -173,7 +173,7 @@ class Loader:
             self.close()
         return {**made, "frames": frames}
 
-    def give_back(self, frames: torch.Tensor, after: Event | None = None) -> None:
+    def give_back(self, frames: torch.Tensor, after: DeviceEvent | None = None) -> None:
         """Return a batch's frames, whose memory is reused for a later batch.
 
         Args:

@@ -37,7 +37,7 @@ BUSY, WATTS, CELSIUS, JOULES = "gpu_busy_pct", "gpu_watts", "gpu_celsius", "gpu_
 
 
 @dataclass(frozen=True)
-class Reading:
+class PowerSample:
     """One sample of a card; values that are not reported are None.
 
     Attributes:
@@ -51,7 +51,7 @@ class Reading:
     celsius: float | None
 
 
-Readings = dict[str, Reading]  # by the card's number, or its UUID
+Readings = dict[str, PowerSample]  # by the card's number, or its UUID
 
 
 def _amd(text: str) -> Readings:
@@ -64,7 +64,7 @@ def _amd(text: str) -> Readings:
             part if isinstance(part := card.get(name), dict) else {}
             for name in ("usage", "power", "temperature")
         )
-        readings[str(card["gpu"])] = Reading(
+        readings[str(card["gpu"])] = PowerSample(
             _number(usage.get("gfx_activity")),
             _number(power.get("socket_power", power.get("current_socket_power"))),
             _hottest(heat.get(place) for place in ("edge", "hotspot", "mem")),
@@ -78,7 +78,7 @@ def _rocm(text: str) -> Readings:
         if not name.startswith("card"):
             continue  # `system`
         power = [value for key, value in card.items() if key.endswith("Package Power (W)")]
-        readings[name.removeprefix("card")] = Reading(
+        readings[name.removeprefix("card")] = PowerSample(
             _number(card.get("GPU use (%)")),
             _hottest(power),
             _hottest(value for key, value in card.items() if key.startswith("Temperature")),
@@ -90,7 +90,7 @@ def _nvidia(text: str) -> Readings:
     readings = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         index, uuid, busy, watts, celsius = (cell.strip() for cell in line.split(","))
-        readings[index] = readings[uuid] = Reading(*map(_number, (busy, watts, celsius)))
+        readings[index] = readings[uuid] = PowerSample(*map(_number, (busy, watts, celsius)))
     return readings
 
 
@@ -182,8 +182,8 @@ class Sampler:
 
     def __init__(self, cards: Sequence[str], every: float = EVERY_S):
         self.cards, self.every = cards, every
-        self._readings: list[Reading] = []
-        self._last: Reading | None = None
+        self._readings: list[PowerSample] = []
+        self._last: PowerSample | None = None
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="energy", daemon=True)
         self._thread.start()
@@ -237,17 +237,17 @@ class Sampler:
             took = time.monotonic() - began
             self._closed.wait(max(self.every, min(20 * took, LONGEST_WAIT_S)))
 
-    def _of_ours(self, readings: Readings) -> Reading:
+    def _of_ours(self, readings: Readings) -> PowerSample:
         ours = [readings[name] for name in self.cards]
 
         def joined(name: str, how: Callable[[list[float]], float]) -> float | None:
             values = [getattr(reading, name) for reading in ours]
             return None if None in values or not values else how(values)
 
-        reading = Reading(
+        reading = PowerSample(
             joined("busy", statistics.fmean), joined("watts", sum), joined("celsius", max)
         )
-        if reading == Reading(None, None, None):
+        if reading == PowerSample(None, None, None):
             raise ValueError(f"it reports neither load, power nor temperature of {self.cards}")
         return reading
 

@@ -47,7 +47,7 @@ READY_BATCHES = 2  # `loader.DEPTH`, which cannot be imported without torch
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes of each part, tensors only; on a CPU, Python and the heap add to them.
 
     Attributes:
@@ -155,7 +155,7 @@ def lora_targets(p: Params) -> tuple[str, ...]:
 
 def memory(
     p: Params, size: ModelSize, tokens: Tokens, *, device: str = "cuda", dtype_bytes: int = 2
-) -> Memory:
+) -> MemoryEstimate:
     """Memory of one training process with these parameters.
 
     Args:
@@ -175,7 +175,7 @@ def memory(
         adapter += dtype_bytes * num_adapter
     kept, layer, logits = _language(p, size.language, tokens, dtype_bytes, wants_4bit)
     patches, vision, seen = _vision(p, size, tokens, dtype_bytes)
-    return Memory(
+    return MemoryEstimate(
         device=device,
         weights=weights,
         adapter=adapter,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from avomni_lib.training.backbones import Backbone
 
 
-class Seen:
+class FeatureCache:
     """Adds a feature cache to a loaded model's vision tower, whose weights must not change.
 
     Args:

@@ -110,7 +110,7 @@ MODELS: dict[str, Callable[[Trajectory], Motion]] = {
 }
 
 
-def rolled(motion: Motion, duration_s: float, history_ends: str) -> Truth:
+def truth_of(motion: Motion, duration_s: float, history_ends: str) -> Truth:
     """The ground truth of a window in which a car moves according to a motion model.
 
     Args:
@@ -136,7 +136,7 @@ def predict(name: str, past: Trajectory, target: Target, duration_s: float) -> C
         past: Motion up to the frame of the window that `target.history_ends` names.
         duration_s: Duration of the window.
     """
-    answer = target.of(rolled(MODELS[name](past), duration_s, target.history_ends))
+    answer = target.of(truth_of(MODELS[name](past), duration_s, target.history_ends))
     unknown = [key for key, value in asdict(answer).items() if value != value]  # NaN
     return replace(answer, **dict.fromkeys(unknown))
 

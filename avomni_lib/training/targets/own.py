@@ -26,7 +26,7 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
-from avomni_lib.etl.clip.scene import Other, Scene
+from avomni_lib.etl.clip.scene import Other, Surroundings
 from avomni_lib.etl.clip.trajectory import FUTURE_S, STEP_S, Trajectory
 from avomni_lib.params import user_code
 from avomni_lib.training.targets.form import Content, Target, bare
@@ -101,7 +101,7 @@ def own_target(reference: str) -> Target:
     return target
 
 
-def source_of(target: Target) -> user_code.Source | None:
+def source_of(target: Target) -> user_code.UserModule | None:
     """The source of a user's own target; None for a built-in one."""
     return user_code.find(target.name, WHERE) if user_code.is_reference(target.name) else None
 
@@ -109,7 +109,7 @@ def source_of(target: Target) -> user_code.Source | None:
 def usual_truth() -> Truth:
     """Ground truth of a fast window, with a typical number of digits."""
     ahead = Other("automobile", 60.0, 0.0, 20.0, 0.0, 0.0, 4.5, 1.9)
-    return Truth(7.5, 211.04, 211.04, 28.13, straight(1, 64), Scene((ahead,)))
+    return Truth(7.5, 211.04, 211.04, 28.13, straight(1, 64), Surroundings((ahead,)))
 
 
 def straight(direction: int, steps: int) -> Trajectory:
