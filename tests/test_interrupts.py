@@ -19,7 +19,7 @@ p = Params.from_values(json.loads({values!r}))
 from avomni_lib.etl.run import build
 from avomni_lib.notebook.run import faults
 from avomni_lib.notebook import progress
-faults.speak()
+faults.show_messages()
 """
 BUILD = "built = build.build(p, progress.bar())\nlen(built.clips)"
 # One that says when it is at work, and sleeps there, in one statement: an interrupt between two
@@ -71,7 +71,9 @@ def errors(outputs):
 
 
 def test_an_interrupt_is_one_sentence_and_another_error_is_as_ever(kernel):
-    assert not errors(kernel.run("from avomni_lib.notebook.run import faults; faults.speak()"))
+    assert not errors(
+        kernel.run("from avomni_lib.notebook.run import faults; faults.show_messages()")
+    )
     (told,) = errors(kernel.run(SLEEP, until="at work"))
     assert told["ename"] == "KeyboardInterrupt" and told["traceback"] == [faults.WORDS]
     (other,) = errors(kernel.run("1 / 0"))
@@ -93,11 +95,11 @@ def test_an_interrupted_cache_is_finished_by_the_same_cell(kernel, tmp_path):
 
 
 def test_without_a_kernel_nothing_is_asked():
-    assert faults.speak() is None
+    assert faults.show_messages() is None
 
 
 def test_what_the_system_refuses_is_said_in_words_and_other_errors_are_as_ever(kernel):
-    kernel.run("from avomni_lib.notebook.run import faults; faults.speak()")
+    kernel.run("from avomni_lib.notebook.run import faults; faults.show_messages()")
     (full,) = errors(kernel.run("with open('/dev/full', 'w') as file: file.write('x')"))
     assert full["ename"] == "OSError" and len(full["traceback"]) == 2
     assert "no room left on the disk" in full["traceback"][0]

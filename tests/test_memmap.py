@@ -251,11 +251,11 @@ def test_a_kill_between_the_two_renames_is_undone(folder):
     shutil.copytree(folder / "shard_0012", folder / ".shard_0003.new")
     shutil.copytree(folder / "shard_0012", folder / ".shard_0012.old")
     (folder / ".shard_0099.new").mkdir()
-    shard.settle_shard(folder / "shard_0003")
+    shard.undo_interrupted_write(folder / "shard_0003")
     assert (folder / "shard_0003" / "header.json").read_bytes() == kept
     left = sorted(path.name for path in folder.glob(".shard*"))
     assert left == [".shard_0012.old", ".shard_0099.new"], "another's work is not touched"
-    shard.settle(folder)
+    shard.undo_interrupted_writes(folder)
     assert not list(folder.glob(".shard*"))
     Cache.open(folder)
 

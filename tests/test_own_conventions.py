@@ -353,10 +353,10 @@ def test_a_parked_car_is_no_car_in_another_unit(kind, video):
         assert any(note.startswith("stands still throughout") for note in clip.notes)
 
 
-def test_a_nose_that_turns_where_nothing_moves_is_noted(video):
+def test_a_heading_that_turns_where_nothing_moves_is_noted(video):
     drive = Turn()
     [clip] = check([clip_of(video, drive, position_m=0 * drive.enu)]).clips
-    assert "stands still throughout, and the nose turns by" in clip.notes[0]
+    assert "stands still throughout, and the heading turns by" in clip.notes[0]
 
 
 def test_a_slow_car_and_one_that_reverses_are_taken(video):

@@ -212,7 +212,7 @@ def test_what_the_pipeline_has_run_is_trusted_by_jupyter(p, monkeypatch, tmp_pat
     put(p, "04_tiles", executed())
     path = runs.stage_dir(p, "04_tiles") / "04_tiles.ipynb"
     assert not NotebookNotary().check_signature(nbformat.read(path, as_version=4))
-    pipeline._settle(path)
+    pipeline._clean_notebook(path)
     assert NotebookNotary().check_signature(nbformat.read(path, as_version=4))
     changed = nbformat.read(path, as_version=4)
     changed.cells[2].source += "  # by another hand"
@@ -220,7 +220,7 @@ def test_what_the_pipeline_has_run_is_trusted_by_jupyter(p, monkeypatch, tmp_pat
     # What cannot be signed ends no run.
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "file" / "jupyter"))
-    pipeline._settle(path)
+    pipeline._clean_notebook(path)
     path.write_text(path.read_text()[:200])
-    pipeline._settle(path)
+    pipeline._clean_notebook(path)
     assert caplog.text.count("is not trusted") == 2

@@ -117,16 +117,16 @@ BARE = {
 @pytest.mark.parametrize("kind", BARE)
 def test_a_picture_without_texture_proves_nothing(views, kind):
     bare = prints_of(BARE[kind](grids(views).astype(float)).clip(0, 255).astype(np.uint8))
-    assert not prints.tells(bare, LEAST).any()
+    assert not prints.has_texture(bare, LEAST).any()
     assert not prints.agree(bare, bare, LEAST)[0].any()
-    assert prints.tells(prints_of(grids(views)), LEAST).all()
+    assert prints.has_texture(prints_of(grids(views)), LEAST).all()
 
 
 def test_noise_in_the_dark_has_no_signs():
     """Sensor noise of 4 grey levels over black is 0.1 in each of a tile's 1,536 terms."""
     dice = np.random.default_rng(0)
     dark = (8 + dice.normal(0, 4, (3, 64, 96, 3))).clip(0, 255).astype(np.uint8)
-    assert not prints.tells(prints_of(dark), LEAST).any()
+    assert not prints.has_texture(prints_of(dark), LEAST).any()
 
 
 @settings(max_examples=50)
@@ -144,7 +144,7 @@ def test_the_share_is_of_the_bits_that_both_masks_let_through(seed, num):
     agreed, _ = prints.agree(one, other, 2)
     assert np.argwhere(agreed).tolist() == np.stack(prints.agreeing(one, other, 2), 1).tolist()
     least = int(mask[0].sum(axis=-1).max())
-    assert prints.tells(one, least).tolist() == (mask[0].sum(axis=-1) >= least).tolist()
+    assert prints.has_texture(one, least).tolist() == (mask[0].sum(axis=-1) >= least).tolist()
 
 
 def test_black_cells_of_a_grid_are_no_cameras():

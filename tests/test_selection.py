@@ -1,4 +1,4 @@
-"""What a run takes: the fewest requests, the wanted clips alone, and the same foretold."""
+"""What a run takes: the fewest requests, the wanted clips alone, and the same offline."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from avomni_lib.dataset.catalog import required_features
 from avomni_lib.dataset.download.hub import PATHS_A_REQUEST, Hub
 from avomni_lib.dataset.download.verified import Verified
-from avomni_lib.dataset.select.selection import Selection, foretell, listed, select
+from avomni_lib.dataset.select.selection import Selection, listed, select, selection_offline
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests import local_hub
@@ -127,33 +127,33 @@ def test_a_named_clip_brings_one_chunk(tmp_path: Path, server: LocalHub):
     assert selection.clip_ids == dict.fromkeys(SPLITS, ()) | {split: (clip_id_of(201),)}
 
 
-def test_the_same_is_foretold_without_a_hub(tmp_path: Path, server: LocalHub):
+def test_the_same_is_offline_without_a_hub(tmp_path: Path, server: LocalHub):
     clips = {"platforms": ["hyperion_8"], "balance_by": "country", "max_clips": 12}
     p = params(tmp_path, target_chunks=20, clips=clips)
-    assert foretell(p) is None  # nothing is here yet
+    assert selection_offline(p) is None  # nothing is here yet
     selection = taken(p, server)
     before = len(server.requests)
-    foretold = foretell(p)
+    offline = selection_offline(p)
     assert len(server.requests) == before
-    assert foretold.choice.chunks == selection.choice.chunks
-    assert foretold.clip_ids == selection.clip_ids
-    assert [f.path for f in foretold.files] == [f.path for f in selection.files]
-    assert foretold.choice.num_bytes == foretold.num_bytes > 0
+    assert offline.choice.chunks == selection.choice.chunks
+    assert offline.clip_ids == selection.clip_ids
+    assert [f.path for f in offline.files] == [f.path for f in selection.files]
+    assert offline.choice.num_bytes == offline.num_bytes > 0
 
 
-def test_real_sizes_are_foretold_from_what_is_published(tmp_path: Path):
+def test_real_sizes_are_offline_from_what_is_published(tmp_path: Path):
     p = params(tmp_path, source="hub", target_chunks=3, target_size_gb=1e3)
     clips = [listed_clip(n, n // 100) for n in range(300)]
     absent = "camera_front_tele_30fov"
     clips[0] = replace(clips[0], absent=(*clips[0].absent, absent))
     write_metadata(p.local_dir, clips)
-    foretold = foretell(p)
-    size = {f.path: f.size for f in foretold.files}
+    offline = selection_offline(p)
+    size = {f.path: f.size for f in offline.files}
     # Sizes of chunk 0 of the data set, in July 2026.
     assert size[chunk_path("camera_front_wide_120fov", 1)] == 2_051_000_000
     assert size[chunk_path(absent, 1)] == 1_627_000_000
     assert size[chunk_path(absent, 0)] == 1_610_730_000
-    four_cameras = foretold.num_bytes - sum(n for path, n in size.items() if "chunk_" not in path)
+    four_cameras = offline.num_bytes - sum(n for path, n in size.items() if "chunk_" not in path)
     assert four_cameras / 3e9 == pytest.approx(8.24, abs=0.01)
 
 

@@ -332,7 +332,7 @@ def lk(seen: SharedGeometry) -> float:
     return 1.0
 
 
-def felt(episode: Episode) -> dict[str, np.ndarray]:
+def comfort_quantities(episode: Episode) -> dict[str, np.ndarray]:
     """Comfort quantities of a drive, (T,) each, by the names of `evaluation.trajectories.COMFORT`.
 
     Accelerations and yaw rate are first derivatives of speed and yaw, from polynomials fitted to
@@ -371,7 +371,7 @@ def comfort(episode: Episode) -> float:
 
     Source: navsim pdm_comfort_metrics.py; the bounds are nuPlan's and Bench2Drive's too.
     """
-    values = felt(episode)
+    values = comfort_quantities(episode)
     within = [
         ((least <= values[name].round(DECIMALS)) & (values[name].round(DECIMALS) <= most)).all()
         for name, (least, most) in COMFORT.items()

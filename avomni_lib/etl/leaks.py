@@ -226,7 +226,7 @@ def _candidates(
     )
     far = np.linalg.norm(step[:, :3], axis=1)
     order = np.argsort(far, kind="stable")
-    order = order[prints_of.tells(starts[order], enough)]
+    order = order[prints_of.has_texture(starts[order], enough)]
     clip, far, starts = clip[order], far[order], starts[order]
     apart = _may_be_apart(step[order, 7]) + ROUNDING_M
     splits = np.array([cached.split for cached in cache.clips])[clip]

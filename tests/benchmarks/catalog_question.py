@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 from avomni_lib.dataset.catalog import Catalog, ranges
-from avomni_lib.dataset.select.selection import foretell
+from avomni_lib.dataset.select.selection import selection_offline
 from avomni_lib.hardware import peak_memory
 from avomni_lib.params import Params
 
 
 def ask(p: Params) -> dict:
     """Which chunks, which files, how many GB; no hub is asked."""
-    chosen = foretell(p)
+    chosen = selection_offline(p)
     chunks = sorted(chosen.choice.chunks)
     return {
         "num_chunks": len(chunks),

@@ -27,9 +27,9 @@ from avomni_lib.dataset.select.manifest import Chosen, missing_files, read_chose
 from avomni_lib.dataset.select.selection import (
     Selection,
     content_revision,
-    foretell,
     license_question,
     opened,
+    selection_offline,
     source_in_words,
 )
 from avomni_lib.errors import AvomniError
@@ -227,7 +227,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
 
 def _plan_offline(p: Params, question: str | None) -> Plan:
     """The plan of a download without requests; `question` must be decided first."""
-    expected, selection, free = forecast(p), foretell(p), files.free_bytes(p.local_dir)
+    expected, selection, free = forecast(p), selection_offline(p), files.free_bytes(p.local_dir)
     figures = {key: value for key, value in expected._asdict().items() if key != "note"}
     figures["bytes"] = figures.pop("num_bytes")
     chunks, clips, counts = f"{expected.num_chunks}", f"about {expected.num_clips}", ""

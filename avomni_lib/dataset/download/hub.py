@@ -203,7 +203,7 @@ class Hub:
                 offset = answers.first_byte(status, headers, hub_headers, remote, start)
                 yield offset, response.iter_bytes()
 
-    def distrust(self, remote: RemoteFile) -> None:
+    def report_wrong_content(self, remote: RemoteFile) -> None:
         """Report that the file's content was wrong; Xet is not used from then on."""
         self._is_xet_lost = self._is_xet_lost or bool(remote.xet_hash)
 

@@ -137,7 +137,7 @@ def complete(
                 return path
             log.warning("%s arrived damaged (%s), try %d of 2", remote.path, wrong, attempt)
             bar.update(-partial.restart())
-            source.distrust(remote)
+            source.report_wrong_content(remote)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise files.no_room(path) from None

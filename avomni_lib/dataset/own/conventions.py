@@ -129,7 +129,7 @@ class Track:
     def scaled(self, factor: float | tuple[float, float, float]) -> Track:
         return dataclasses.replace(self, steps_m=self.steps_m * factor)
 
-    def noses(self, turn: Rotation) -> np.ndarray:
+    def headings(self, turn: Rotation) -> np.ndarray:
         """(M, 3) headings; `turn` (K,) rotates the car's axes to the frame's."""
         return turn[self.rows].apply((1, 0, 0))
 
@@ -141,7 +141,7 @@ class Track:
         """Median angle between path and heading, either way round; 0 if the car does not move."""
         if not self.moves.any():
             return 0.0
-        return _angle_deg(self.steps_m[self.moves], self.noses(turn)[self.moves], is_line=True)
+        return _angle_deg(self.steps_m[self.moves], self.headings(turn)[self.moves], is_line=True)
 
 
 def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -> float:
@@ -166,8 +166,9 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
     if (slip := track.slip_deg(turn)) > MAX_SLIP_DEG:
         yield f"the car moves {slip:.0f}° beside where it points"
         return
-    nose = track.noses(turn)
-    ahead, speed = (track.steps_m * nose).sum(axis=1), float(np.median(track.speeds[track.moves]))
+    heading = track.headings(turn)
+    ahead = (track.steps_m * heading).sum(axis=1)
+    speed = float(np.median(track.speeds[track.moves]))
     if ahead.sum() < 0 and speed > MAX_REVERSE_MPS:
         yield f"the car drives backwards at {speed:.1f} m/s: x points to its rear"
     climb = np.abs(track.steps_m[:, 2]).sum() / track.path_m
@@ -180,7 +181,7 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
     for stretch in np.ma.clump_unmasked(np.ma.array(moves, mask=~moves)):
         east, north = steps[stretch, 0], steps[stretch, 1]
         way = np.unwrap(np.arctan2(north, east))
-        points = np.unwrap(np.arctan2(nose[stretch, 1], nose[stretch, 0]))
+        points = np.unwrap(np.arctan2(heading[stretch, 1], heading[stretch, 0]))
         bends = np.append(bends, np.diff(way, n=2))
         course, yaw = np.append(course, way - way.mean()), np.append(yaw, points - points.mean())
     if not len(course):
@@ -191,20 +192,20 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
     share = (course * yaw).sum() / max((course**2).sum(), 1e-12)
     if turned > MIN_TURN_DEG + TURN_TO_NOISE * noise and share < MIN_TURN_SHARE:
         how = "the other way" if share < -MIN_TURN_SHARE else f"by {share * turned:.0f}°"
-        yield f"the course turns by {turned:.0f}° and the nose {how}: one of them is mirrored"
+        yield f"the course turns by {turned:.0f}° and the heading {how}: one of them is mirrored"
 
 
 def notes(track: Track, turn: Rotation) -> list[str]:
     """Remarks on motion that is possible but unusual."""
     remarks = []
-    ahead = (track.steps_m * track.noses(turn)).sum(axis=1)
+    ahead = (track.steps_m * track.headings(turn)).sum(axis=1)
     moved_back = -ahead[(ahead < 0) & (track.speeds > MOVES_MPS)].sum()
     if moved_back > 1:
         remarks.append(f"drives backwards for {moved_back:.0f} m")
     if track.mean_mps < STANDS_MPS:
         east, north, _ = turn.apply((1, 0, 0)).T
         turned = np.degrees(np.ptp(np.unwrap(np.arctan2(north, east))))
-        turns = f", and the nose turns by {turned:.0f}°" if turned > MIN_TURN_DEG else ""
+        turns = f", and the heading turns by {turned:.0f}°" if turned > MIN_TURN_DEG else ""
         remarks.append(f"stands still throughout{turns}: is it parked, or the unit no metre?")
     if (slip := track.slip_deg(turn)) > DOUBTFUL_SLIP_DEG:
         remarks.append(f"moves {slip:.0f}° beside where it points")

@@ -176,7 +176,7 @@ def listed(p: Params, hub: Hub | None) -> list[dict[str, Any]]:
     ]
 
 
-def foretell(p: Params) -> Selection | None:
+def selection_offline(p: Params) -> Selection | None:
     """What `select` would choose by the metadata in local_dir, without requests to the hub.
 
     Sizes are estimates from published figures; chunks and clips are the same, unless the source

@@ -320,13 +320,13 @@ def write_shard(
     return open_shard(folder)
 
 
-def settle(folder: Path) -> None:
+def undo_interrupted_writes(folder: Path) -> None:
     """Undo interrupted `write_shard` calls in a cache that no other process writes to."""
     for left in [*folder.glob(".shard_*.old"), *folder.glob(".shard_*.new")]:
-        settle_shard(folder / left.stem.removeprefix("."))
+        undo_interrupted_write(folder / left.stem.removeprefix("."))
 
 
-def settle_shard(folder: Path) -> None:
+def undo_interrupted_write(folder: Path) -> None:
     """Undo an interrupted `write_shard` of this shard."""
     fresh, old = _beside(folder)
     if old.exists() and not folder.exists():

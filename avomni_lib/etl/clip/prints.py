@@ -84,7 +84,7 @@ def pack(terms: np.ndarray) -> np.ndarray:
     return np.packbits(padded, axis=2).view("<u8")
 
 
-def tells(prints: np.ndarray, least: int) -> np.ndarray:
+def has_texture(prints: np.ndarray, least: int) -> np.ndarray:
     """(N,) bool: whether prints (N, 2, words) have enough texture to be compared."""
     return np.bitwise_count(prints[:, 1]).sum(axis=1, dtype=int) >= least
 

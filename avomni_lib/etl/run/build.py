@@ -277,7 +277,7 @@ def _keep_what_fits(cache_dir: Path, works: list[ChunkWork]) -> None:
 
 def _sweep(cache_dir: Path) -> None:
     files.sweep_partials(cache_dir)
-    shard.settle(cache_dir)
+    shard.undo_interrupted_writes(cache_dir)
 
 
 def _to_read(

@@ -146,7 +146,7 @@ class ChunkWork:
         Clips are taken from their parts or from the existing shard. If a worker was killed while
         replacing a shard, the old one is restored first.
         """
-        shard.settle_shard(self.shard_folder)
+        shard.undo_interrupted_write(self.shard_folder)
         clips = [clip for clip in self.clips if clip["clip_id"] not in left_out]
         existing = self.shard
         inside = {clip.clip_id: clip for clip in shard.clips_of(existing)} if existing else {}

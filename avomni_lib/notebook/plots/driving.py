@@ -20,7 +20,7 @@ from avomni_lib.evaluation.scores import MODEL
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.pages.wording import is_number
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.notebook.plots.ladder import draw_rungs, name_rows, rung
+from avomni_lib.notebook.plots.ladder import draw_whiskers, name_rows, whisker_of
 
 COLS = 4
 FILM_PX, AHEAD_M, BEHIND_M = 420, 45.0, 15.0  # size of the film's frames, and the range shown
@@ -59,7 +59,7 @@ def open_and_closed(
         return canvas.sentence("06_evaluate has no errors of paths of this run to set beside these")
     picture = canvas.Picture(1100, 130 + 36 * len(rows))
     left, right = picture.subplots(1, 2, sharey=True)
-    draw_rungs(left, [rung(row["name"], errors[row["name"]], "value") for row in rows])
+    draw_whiskers(left, [whisker_of(row["name"], errors[row["name"]], "value") for row in rows])
     _scene_scores(right, rows)
     canvas.quiet(left, "x", "open loop: ADE, m (less is better)")
     canvas.quiet(right, "x", "closed loop: scene score (more is better)")
@@ -74,7 +74,7 @@ def open_and_closed(
 
 
 def _scene_scores(axes: canvas.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    draw_rungs(axes, [rung(row["name"], row, "scene_score") for row in rows])
+    draw_whiskers(axes, [whisker_of(row["name"], row, "scene_score") for row in rows])
     axes.set_xlim(-0.02, 1.25)
     axes.set_xticks(np.linspace(0, 1, 6))
 

@@ -23,10 +23,10 @@ SLICES = {
     "platform": "platform",
 }
 MAX_SLICES = 10  # slices per attribute; those with the most windows are shown
-WILD = 8.0  # values beyond this multiple of the median are drawn at the edge
+OUTLIER_FACTOR = 8.0  # values beyond this multiple of the median are drawn at the edge
 
 
-class Rung(NamedTuple):
+class Whisker(NamedTuple):
     """A dot with whiskers and a text beside it; without a value there is no dot.
 
     A hollow dot marks a result from which nothing can be concluded, without relying on colour.
@@ -50,20 +50,20 @@ def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
     figure, unit = metric(model["metric"]), metric(model["metric"]).unit
     picture = canvas.Picture(1200, 150 + 36 * len(rows))
     values, differences, notes = picture.subplots(1, 3, sharey=True, width_ratios=[5, 4, 1])
-    wild = _wild(row["value"] for row in rows)
-    value_rungs, difference_rungs = [], []
+    outlier = _outlier(row["value"] for row in rows)
+    value_whiskers, difference_whiskers = [], []
     for row in rows:
-        value_rungs.append(rung(row["name"], row, "value"))
+        value_whiskers.append(whisker_of(row["name"], row, "value"))
         value, low, high = (row[f"difference_{name}"] for name in ("to_model", "low", "high"))
         text = f"{wording.number(value, sign=True)}   {wording.interval(low, high, sign=True)}"
         even = standing(row) == EVEN
-        difference = Rung(value, low, high, canvas.ORANGE if even else canvas.INK, text, even)
-        difference_rungs.append(None if row is model else difference)
+        difference = Whisker(value, low, high, canvas.ORANGE if even else canvas.INK, text, even)
+        difference_whiskers.append(None if row is model else difference)
     if is_number(model["value"]):
         values.axvline(model["value"], color=canvas.BLUE, linewidth=0.9, linestyle=":")
-    draw_rungs(values, value_rungs, wild)
+    draw_whiskers(values, value_whiskers, outlier)
     differences.axvline(0.0, color=canvas.BLUE, linewidth=1.4)
-    draw_rungs(differences, difference_rungs, wild, room=0.85, margin=0.06)
+    draw_whiskers(differences, difference_whiskers, outlier, room=0.85, margin=0.06)
     for y, row in enumerate(rows):
         notes.text(0.0, y, f"{row['valid_share']:.1%}", va="center", fontsize=9, color=canvas.INK)
     canvas.head(canvas.bare(notes), "answers read", 9)
@@ -119,12 +119,12 @@ def slices(figures: Mapping[str, Any]) -> canvas.Picture:
     places = picture.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=counts)
     drawn = [row for rows in groups.values() for row in rows]
     means = [row["mean"] for row in drawn if is_number(row["mean"])]
-    wild = _wild([*(row["model"] for row in drawn), *means])
-    limit = max(_limit([_slice_rung(row) for row in drawn], wild), *means)
+    outlier = _outlier([*(row["model"] for row in drawn), *means])
+    limit = max(_limit([_slice_whisker(row) for row in drawn], outlier), *means)
     for axes, (by, rows) in zip(places[:, 0], groups.items(), strict=True):
         if is_number(overall):
             axes.axvline(overall, color=canvas.BLUE, linewidth=0.9, linestyle=":")
-        draw_rungs(axes, [_slice_rung(row) for row in rows], limit, room=0.12)
+        draw_whiskers(axes, [_slice_whisker(row) for row in rows], limit, room=0.12)
         for y, row in enumerate(rows):
             if is_number(row["mean"]):
                 axes.plot([row["mean"]], [y], "d", color=canvas.INK, markersize=6)
@@ -177,9 +177,9 @@ def _model_row(figures: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(row for row in figures["ladder"] if row["name"] == MODEL)
 
 
-def _slice_rung(row: Mapping[str, Any]) -> Rung:
+def _slice_whisker(row: Mapping[str, Any]) -> Whisker:
     few, text = row["num_clips"] < FEWEST_CLIPS, wording.number(row["model"])
-    return Rung(row["model"], row["low"], row["high"], canvas.BLUE, text, few)
+    return Whisker(row["model"], row["low"], row["high"], canvas.BLUE, text, few)
 
 
 def _groups(figures: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -195,22 +195,22 @@ def _groups(figures: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     return shown
 
 
-def _wild(values: Any) -> float:
+def _outlier(values: Any) -> float:
     known = [value for value in values if is_number(value)]
-    return WILD * float(np.median(known)) if known else 0.0
+    return OUTLIER_FACTOR * float(np.median(known)) if known else 0.0
 
 
-def _limit(rungs: Sequence[Rung | None], wild: float) -> float:
+def _limit(whiskers: Sequence[Whisker | None], outlier: float) -> float:
     """Limit of the axis: the largest end of a whisker that is not an outlier."""
-    ends = [x for rung in rungs if rung for x in rung[:3] if is_number(x)]
-    return max((x for x in ends if abs(x) <= wild or wild <= 0), default=1.0) or 1.0
+    ends = [x for whisker in whiskers if whisker for x in whisker[:3] if is_number(x)]
+    return max((x for x in ends if abs(x) <= outlier or outlier <= 0), default=1.0) or 1.0
 
 
-def rung(name: str, row: Mapping[str, Any], value: str) -> Rung:
-    """The rung of a ladder's row for its figure named `value`, with text."""
+def whisker_of(name: str, row: Mapping[str, Any], value: str) -> Whisker:
+    """The whisker of a ladder's row for its figure named `value`, with text."""
     bounds = row["low"], row["high"]
     text = f"{wording.number(row[value])}   {wording.interval(*bounds)}"
-    return Rung(row[value], *bounds, canvas.BLUE if name == MODEL else canvas.GREY, text)
+    return Whisker(row[value], *bounds, canvas.BLUE if name == MODEL else canvas.GREY, text)
 
 
 def name_rows(axes: canvas.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -219,29 +219,31 @@ def name_rows(axes: canvas.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def draw_rungs(
+def draw_whiskers(
     axes: canvas.Axes,
-    rungs: Sequence[Rung | None],
-    wild: float = 0.0,
+    whiskers: Sequence[Whisker | None],
+    outlier: float = 0.0,
     room: float = 0.55,
     margin: float = 0.0,
 ) -> None:
-    """Draw rungs from top to bottom, with space for their texts at the right.
+    """Draw whiskers from top to bottom, with space for their texts at the right.
 
     Args:
-        wild: Larger values are drawn at the edge; 0 draws all values in place.
+        outlier: Larger values are drawn at the edge; 0 draws all values in place.
         room: Space for the texts, as a share of the range of values.
         margin: Space at the left, as a share of the range of values.
     """
-    right = max(_limit(rungs, wild), 0.0)
-    least = min((x for rung in rungs if rung for x in rung[:3] if is_number(x)), default=0.0)
-    left = min(max(least, -wild) if wild > 0 else least, 0.0)
+    right = max(_limit(whiskers, outlier), 0.0)
+    least = min(
+        (x for whisker in whiskers if whisker for x in whisker[:3] if is_number(x)), default=0.0
+    )
+    left = min(max(least, -outlier) if outlier > 0 else least, 0.0)
     look = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": canvas.INK}
     look["bbox"] = canvas.ON_WHITE
-    for y, rung in enumerate(rungs):
-        if rung is None:
+    for y, whisker in enumerate(whiskers):
+        if whisker is None:
             continue
-        value, low, high, colour, text, hollow = rung
+        value, low, high, colour, text, hollow = whisker
         if not is_number(value):
             axes.annotate("–", (0, y), (6, 0), **look)
             continue

@@ -48,7 +48,7 @@ def in_words(error: Exception) -> AvomniError:
     )
 
 
-def speak() -> None:
+def show_messages() -> None:
     """Make this kernel show messages instead of tracebacks for interrupts and full disks.
 
     The exceptions themselves are unchanged, so that papermill and `Run All` stop. Without a kernel

@@ -217,7 +217,7 @@ def _execute(p: Params, stage: runs.Stage) -> None:
         raise files.refused(error, output) from None
     finally:
         if output.exists():
-            _settle(output)
+            _clean_notebook(output)
 
 
 def _check(notebook: Path) -> None:
@@ -289,7 +289,7 @@ def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> 
     )
 
 
-def _settle(path: Path) -> None:
+def _clean_notebook(path: Path) -> None:
     """Remove this machine's paths and passwords from an executed notebook, and sign it as trusted.
 
     papermill records input and output paths and all parameters, and a camera's address may contain

@@ -278,7 +278,7 @@ def start(p: Params, name: str) -> OpenStage:
                 where=str(stage_dir(p, need) / RESULT),
                 fix=f"run notebooks/{need}.ipynb first or all: python -m avomni_lib run",
             )
-    faults.speak()
+    faults.show_messages()
     drop_damaged(p, stage)
     folder = stage_dir(p, name)
     (folder / RESULT).unlink(missing_ok=True)

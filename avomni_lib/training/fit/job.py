@@ -90,7 +90,7 @@ class Opened:
     folder: Path
     about: dict[str, Any]
 
-    def tell(self, **more: Any) -> None:
+    def record(self, **more: Any) -> None:
         """Add to `job.json`."""
         self.about.update(more)
         files.write_json(self.folder / JOB_FILE, self.about)
@@ -102,7 +102,7 @@ class Opened:
             if select.select([0], [], [], EVERY_S)[0]:
                 word = os.read(0, 1)
                 break
-        self.tell(waits=False)
+        self.record(waits=False)
         return bool(word)
 
     def finish(self, trained: Trained) -> None:

@@ -93,7 +93,7 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        if torch.is_grad_enabled():  # not in `_culprits`
+        if torch.is_grad_enabled():  # not in `_windows_without_finite_loss`
             loss = loss * self._weights.pop(0)
         return (loss, outputs) if return_outputs else loss
 
@@ -109,13 +109,13 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
         self._losses.append(loss.detach())
         if self.accelerator.sync_gradients:
             # All together and before the optimizer's step: this waits for the device only once per
-            # step, and `_culprits` needs the weights from before the step.
+            # step, and `_windows_without_finite_loss` needs the weights from before the step.
             losses, self._losses = torch.stack(self._losses).tolist(), []
             for number, value in enumerate(losses):
                 if not math.isfinite(value):
                     step = self.state.global_step
-                    culprits = self._culprits(step * len(losses) + number)
-                    raise self.not_a_number("loss", value, step + 1, culprits)
+                    windows = self._windows_without_finite_loss(step * len(losses) + number)
+                    raise self.not_a_number("loss", value, step + 1, windows)
         return loss
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
         if heldout.exhausted(self.history, self.patience):
             self.control.should_training_stop = True
 
-    def _culprits(self, batch: int) -> list[int]:
+    def _windows_without_finite_loss(self, batch: int) -> list[int]:
         """Windows of a batch whose individual loss is not finite; if none, the whole batch."""
         indices = self.loader.batches[batch]
         return [index for index in indices if not math.isfinite(self._loss_of(index))] or [*indices]

@@ -114,7 +114,7 @@ def work(
     steps = estimate.optimizer_steps(p, len(windows))
     asks = opened is not None and not p.training.blind
     if opened:
-        opened.tell(checkpoints=folder.name, steps=steps)
+        opened.record(checkpoints=folder.name, steps=steps)
     if asks and job.left(p, job.BEFORE_FILE, windows.cache.digest) is None:
         _ask(p, job.BEFORE_FILE, tuned, conversation, windows.cache)
 

@@ -81,7 +81,7 @@ class Met:
 
 
 @dataclass(frozen=True)
-class _Deed:
+class _Action:
     """The car's behaviour: as text, its speed (m/s), and the label along the road if known."""
 
     words: str
@@ -95,7 +95,7 @@ def cause(truth: Truth) -> str:
     The car's path is that of the next 6.4 s with a straight extension, or straight ahead if the
     future is unknown.
     """
-    deed = _deed(truth)
+    deed = _action_of(truth)
     if deed.along == "reverse":
         return NOTHING
     path = path_of(truth)
@@ -163,7 +163,7 @@ def _crosses(seen: Met, speed_mps: float) -> bool:
     return comes > 0 and (abs(seen.left_m) - HALF_LANE_M) / comes <= until_s
 
 
-def _behind(lead: Met, deed: _Deed) -> str | None:
+def _behind(lead: Met, deed: _Action) -> str | None:
     """The sentence about the nearest road user in our lane; None if it is too far away."""
     closing = deed.speed_mps - lead.along_mps
     who = f"the {lead.name} {lead.gap_m:.0f} m ahead"
@@ -181,18 +181,18 @@ def _behind(lead: Met, deed: _Deed) -> str | None:
     return _joined(deed, deed.along in SLOWING | {"hold"}, f"{who} is about as fast")
 
 
-def _deed(truth: Truth) -> _Deed:
+def _action_of(truth: Truth) -> _Action:
     if truth.future is None:
         speed = truth.speed_mps
         words = "stands" if speed <= STANDING_MPS else f"drives at {speed:.0f} m/s"
-        return _Deed(words, speed, None)
+        return _Action(words, speed, None)
     speed = truth.future.speed_mps
     along, across = manoeuvre.decide(truth.future)
     words = "stands" if along == "stop" and speed <= STANDING_MPS else DOES[along]
-    return _Deed(words + STEERS[across], speed, along)
+    return _Action(words + STEERS[across], speed, along)
 
 
-def _joined(deed: _Deed, answers: bool, what: str) -> str:
+def _joined(deed: _Action, answers: bool, what: str) -> str:
     return f"The car {deed.words} {'because' if answers else 'while'} {what}."
 
 
