@@ -42,13 +42,16 @@ def node_of(seconds: float) -> JobOutcome:
 
 
 def stuck(job: tuple[str, str, int]) -> JobOutcome:
-    """Ends at once but on one node, where it says that it has begun and goes on for a minute."""
+    """Says on one node that it has begun, and goes on for a minute; elsewhere it waits for that."""
     import ray
 
     folder, node_id, number = job
     if ray.get_runtime_context().get_node_id() == node_id:
         (Path(folder) / f"{number}").touch()
         time.sleep(60)
+    stop = time.monotonic() + 40
+    while not list(Path(folder).iterdir()) and time.monotonic() < stop:
+        time.sleep(0.05)
     return JobOutcome(ray.get_runtime_context().get_node_id(), 0.0)
 
 
