@@ -119,14 +119,16 @@ def report(record: dict) -> str:
     sides = [side for side in ("base", "this") if side in record]
     for runs in zip(*(record[side] for side in sides), strict=True):
         texts.append(f"{runs[0]['params']}, CPU seconds:")
-        rows = [("stage", *sides, "ratio")[: 2 + len(sides) - (len(sides) == 1)]]
+        rows = [("stage", *sides, *(["ratio"] if len(sides) == 2 else []))]
         named = {name: None for each in runs for name in each["cpu_s"]}
         found = [(name, [each["cpu_s"].get(name, 0.0) for each in runs]) for name in named]
         found.append(("in all", [each["total_cpu_s"] for each in runs]))
         found.append(("wall time", [each["wall_s"] for each in runs]))
         for name, values in found:
-            ratio = [f"{values[1] / values[0]:.2f}" if values[0] else "new"] * (len(values) == 2)
-            rows.append((name, *(f"{value:.1f}" for value in values), *ratio))
+            cells = [f"{value:.1f}" for value in values]
+            if len(values) == 2:
+                cells.append(f"{values[1] / values[0]:.2f}" if values[0] else "new")
+            rows.append((name, *cells))
         texts += [drive.table(rows), *(each["headline"] for each in runs), ""]
     totals = {side: sum(each["total_cpu_s"] for each in record[side]) for side in sides}
     texts.append(", ".join(f"{side} {total:.0f} CPU s" for side, total in totals.items()))
