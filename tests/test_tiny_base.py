@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen3VLForC
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.training.model.constrained import Constraint
+from avomni_lib.training.model.generate import generate_texts
 from avomni_lib.training.prompt.conversation import collate, prompt_text
 from avomni_lib.training.targets import Content
 from avomni_world.scene import towns
@@ -170,7 +171,8 @@ def test_the_loss_of_the_text_lesson_is_the_models_own(model, words):
     batch = collate(samples, words.pad_token_id)
     batch |= talk.inputs(torch.zeros((2, *talk.frame_shape), dtype=torch.uint8))
     with torch.no_grad():
-        loss, before, _, _ = lessons.answer_loss(model, dict(batch))
+        before, logits, labels = lessons.answer_logits(model, dict(batch))
+        loss = torch.nn.functional.cross_entropy(logits, labels)
         assert loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
     assert before.shape == (2, model.config.text_config.hidden_size)
 
@@ -324,7 +326,8 @@ def test_it_reads_the_speed_off_the_pixels_alone(model, words, tmp_path):
     talk = make.conversation(model, words)
 
     def error_of(shown: np.ndarray) -> tuple[float, np.ndarray]:
-        answers = make.generate_texts(model, talk, shown.reshape(-1, *shown.shape[2:]))
+        flat = shown.reshape(-1, *shown.shape[2:])
+        answers = generate_texts(model, talk, flat, make.MAX_NEW_TOKENS)
         read = [TARGET.parse(answer) for answer in answers]
         said = np.array([each.speed_mps if each else np.nan for each in read])
         said = said.reshape(truth.shape)

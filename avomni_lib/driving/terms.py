@@ -364,7 +364,7 @@ def comfort_quantities(episode: Episode) -> dict[str, np.ndarray]:
 
 
 def comfort(episode: Episode) -> float:
-    """1 if everything in `felt` stays within its bounds for the whole drive, else 0.
+    """1 if everything in `comfort_quantities` stays within its bounds for the whole drive, else 0.
 
     Bounds (inclusive): longitudinal acceleration -4.05 to 2.40 and lateral 4.89 m/s², jerk 8.37
     and longitudinal jerk 4.13 m/s³, yaw rate 0.95 rad/s, yaw acceleration 1.93 rad/s².

@@ -35,7 +35,7 @@ class EgoMotion:
         centre, scale: (65,) float64 of the features; scale 0 drops one.
         middle: (D,) float64, the mean of the D outputs: numbers, then one-hot words.
         weights: (65, D) float64, standardised features -> outputs less their mean.
-        outputs: Field of `Said` -> the shape of its numbers, or the words that it knows.
+        outputs: Field of `Content` -> the shape of its numbers, or the words that it knows.
     """
 
     centre: np.ndarray

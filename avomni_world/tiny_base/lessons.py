@@ -249,7 +249,7 @@ def learn_text(
     same time.
     """
     rng = np.random.default_rng([recipe.seed, 1])
-    language, mergers = _trained(model)
+    language, mergers = _trainable(model)
     torch.manual_seed(recipe.seed)
     head = nn.Linear(model.config.text_config.hidden_size, NUM_PATH)
     groups = [language, mergers, [*head.parameters()]]
@@ -259,7 +259,7 @@ def learn_text(
     kinds, values = kinds_of_tokens(words, model.config.text_config.vocab_size)
     for step in range(recipe.text_steps):
         batch, paths = _windows(talks, drives, recipe, recipe.text_fast_share, rng)
-        _, before, logits, labels = answer_loss(model, batch)
+        before, logits, labels = answer_logits(model, batch)
         loss = nn.functional.cross_entropy(logits, soft_labels(kinds, values, labels))
         error = nn.functional.smooth_l1_loss(head(before), paths, beta=0.1)
         whole = loss + recipe.text_path_share * error
@@ -280,16 +280,15 @@ def keep_form(
     waypoints. All windows are shown at their own speed.
     """
     rng = np.random.default_rng([recipe.seed, 2])
-    groups = [*_trained(model)]
+    groups = [*_trainable(model)]
     optimizer = _optimizer(groups)
     rates = [recipe.form_rate, recipe.form_rate * recipe.merger_rate]
     talks = [conversation(model, words, asked) for asked in TARGETS]
     kinds, values = kinds_of_tokens(words, model.config.text_config.vocab_size)
     for step in range(recipe.form_steps):
         batch, _ = _windows(talks, drives, recipe, 0.0, rng)
-        _, _, logits, labels = answer_loss(model, batch)
-        near = soft_labels(kinds, values, labels)
-        loss = nn.functional.cross_entropy(logits, near)
+        _, logits, labels = answer_logits(model, batch)
+        loss = nn.functional.cross_entropy(logits, soft_labels(kinds, values, labels))
         of_kind = logits.softmax(-1) @ nn.functional.one_hot(kinds).float()
         form = nn.functional.nll_loss(of_kind.clamp_min(1e-9).log(), kinds[labels])
         whole = loss + recipe.form_share * form
@@ -326,7 +325,7 @@ def soft_labels(kinds: torch.Tensor, values: torch.Tensor, labels: torch.Tensor)
     return near / near.sum(1, keepdim=True)
 
 
-def _trained(model: Qwen3VLForConditionalGeneration) -> tuple[list, list]:
+def _trainable(model: Qwen3VLForConditionalGeneration) -> tuple[list, list]:
     """Freezes the vision tower; returns the weights of the language model and of the mergers."""
     tower = model.model.visual
     tower.requires_grad_(False)
@@ -367,8 +366,8 @@ def _windows(
         if rng.random() < recipe.black_share:
             window, driven = np.zeros_like(window), Driven.at(SPEED_MEAN)
         talk = talks[int(rng.choice(len(TARGETS), p=SHARES))]
-        told = talk.target.history_ends == "last" and rng.random() < recipe.told_share
-        history = text_of(driven.past, talk.target) if told else ""
+        has_history = talk.target.history_ends == "last" and rng.random() < recipe.told_share
+        history = text_of(driven.past, talk.target) if has_history else ""
         frames.append(window)
         paths.append(path_of(driven))
         samples.append(talk.sample(talk.target.render(driven), history))
@@ -385,22 +384,21 @@ def path_of(driven: Driven) -> np.ndarray:
     return np.array([(driven.speed_mps - SPEED_MEAN) / SPEED_SCALE, *velocity.ravel()])
 
 
-def answer_loss(
+def answer_logits(
     model: Qwen3VLForConditionalGeneration, batch: dict
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The cross entropy that the model itself computes, without logits where no label is.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of the tokens that have a label, which the model itself would compute for all tokens.
 
     Returns:
-        The loss, the hidden states (B, width) before the last layer where the answer begins, and
-        logits (N, vocabulary) with labels (N,) of the answers' tokens.
+        The hidden states (B, width) before the last layer where the answer begins, and logits
+        (N, vocabulary) with labels (N,) of the answers' tokens.
     """
     labels = batch.pop("labels")[:, 1:]
     states = model.model(**batch, output_hidden_states=True).hidden_states
     borne = labels != IGNORED
     begins = borne.int().argmax(1)
     before = states[-2][torch.arange(len(labels)), begins]
-    logits = model.lm_head(states[-1][:, :-1][borne])
-    return nn.functional.cross_entropy(logits, labels[borne]), before, logits, labels[borne]
+    return before, model.lm_head(states[-1][:, :-1][borne]), labels[borne]
 
 
 def relight(frames: np.ndarray, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray:

@@ -31,7 +31,8 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
 from avomni_lib.etl.clip.trajectory import STEP_S
-from avomni_lib.training.prompt.conversation import Conversation, collate, prompt_text
+from avomni_lib.training.model.generate import generate_all
+from avomni_lib.training.prompt.conversation import prompt_text
 from avomni_lib.training.prompt.history import text_of
 from avomni_lib.training.targets import Content, Target
 from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
@@ -56,7 +57,7 @@ log = logging.getLogger(__name__)
 RECORD = "record.json"
 KNOWN_GRIDS = ("4-cam", "7-cam")  # whose words are whole tokens; another grid's fall apart
 NUM_HELD_OUT = 20
-BATCH = 30  # windows that are answered at once
+BATCH, MAX_NEW_TOKENS = 30, 64  # windows that are answered at once, and what an answer may have
 FUTURE, META = TARGETS[1:]
 
 
@@ -154,10 +155,14 @@ def measure(
     shown = np.stack(windows)
 
     def read(asked: Target, histories: list[str] | None = None) -> list[Content | None]:
-        talk, answers = conversation(model, words, asked), []
-        for i in range(0, len(shown), BATCH):
-            told = histories[i : i + BATCH] if histories else None
-            answers += generate_texts(model, talk, shown[i : i + BATCH], told)
+        answers = generate_all(
+            model,
+            conversation(model, words, asked),
+            shown,
+            histories or [""] * len(shown),
+            max_new_tokens=MAX_NEW_TOKENS,
+            at_a_time=BATCH,
+        )
         return [asked.parse(answer) for answer in answers]
 
     truth = np.array([each.speed_mps for each in driven])
@@ -168,7 +173,7 @@ def measure(
     steps = np.arange(1, NUM_WAYPOINTS + 1) * STEPS_APART * STEP_S
     rows = {
         "base": (plans := read(FUTURE)),
-        "base_with_history": (told := read(FUTURE, histories)),
+        "base_with_history": (with_history := read(FUTURE, histories)),
         "constant_velocity": [
             Content(waypoints_m=tuple((float(x), 0.0) for x in steps * each.future.speed_mps))
             for each in driven
@@ -178,7 +183,9 @@ def measure(
     return {
         "num_windows": len(truth),
         "num_clips": len(drives),
-        "valid_share": float(np.mean([each is not None for each in [*speeds, *plans, *told]])),
+        "valid_share": float(
+            np.mean([each is not None for each in [*speeds, *plans, *with_history]])
+        ),
         "speed_mae_mps": {
             "base": round(float(np.abs(predicted - truth).mean()), 4),
             "mean": round(float(np.abs(truth.mean() - truth).mean()), 4),
@@ -201,24 +208,6 @@ def _mean_of(truths: list[Content]) -> Content:
 def _ade(predicted: Content | None, true: Content) -> float:
     """What is not in the form counts as a car that stands still."""
     return FUTURE.error(predicted or Content(waypoints_m=((0.0, 0.0),) * NUM_WAYPOINTS), true)
-
-
-@torch.no_grad()
-def generate_texts(
-    model: Qwen3VLForConditionalGeneration,
-    talk: Conversation,
-    windows: np.ndarray,
-    histories: list[str] | None = None,
-) -> list[str]:
-    """Greedy answers for windows (B, T, H, W, 3) uint8, told their past motion where given."""
-    prompts = [talk.prompt(history) for history in histories or [""] * len(windows)]
-    batch = collate(prompts, talk.tokenizer.pad_token_id, side="left")
-    del batch["labels"]
-    batch |= talk.inputs(torch.from_numpy(np.ascontiguousarray(windows)))
-    ids = model.generate(
-        **batch, max_new_tokens=64, do_sample=False, pad_token_id=talk.tokenizer.pad_token_id
-    )
-    return [talk.text_of(row) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
 
 
 def _run(name: str, losses: Iterator[float], num_steps: int) -> list[float]:

@@ -114,7 +114,7 @@ def generate_all(
     at_a_time: int,
     constrained: bool = False,
 ) -> list[str]:
-    """Answers to windows (T, H, W, 3) uint8 RGB, `at_a_time` per batch; see `say`."""
+    """Answers to windows (T, H, W, 3) uint8 RGB, `at_a_time` per batch; see `generate_texts`."""
     windows, texts = zip(frames, histories, strict=True), list[str]()
     while batch := list(itertools.islice(windows, at_a_time)):
         shown, past = zip(*batch, strict=True)
