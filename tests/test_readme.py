@@ -72,6 +72,15 @@ def test_files_that_are_named_exist(page: str):
         assert is_new or list(ROOT.glob(name)), name
 
 
+def test_each_capability_names_a_test_that_exists():
+    rows = re.findall(
+        r"^\| .+ \| `([\w/]+\.py)::(test_\w+)` \|$", PAGES["docs/capabilities.md"], re.M
+    )
+    assert len(rows) >= 40
+    for name, test in rows:
+        assert f"\ndef {test}(" in (ROOT / "tests" / name).read_text(), f"{name}::{test}"
+
+
 # The changelog names parameters that are gone, too.
 @pytest.mark.parametrize("page", sorted(PAGES.keys() - {"CHANGELOG.md"}))
 def test_parameters_that_are_named_exist(page: str):
