@@ -123,7 +123,7 @@ def test_a_path_is_no_module(name):
         Params.from_values({"training": {"target": name}})
 
 
-def test_a_module_that_is_not_there_or_is_anothers_name_is_refused(folder):
+def test_a_module_that_is_missing_or_has_a_name_in_use_is_refused(folder):
     with pytest.raises(AvomniError, match="there is no module 'nowhere'") as caught:
         target("nowhere:X")
     assert "write nowhere.py beside the params file or the notebook" in str(caught.value)

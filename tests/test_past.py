@@ -132,7 +132,7 @@ def test_views_change_the_older_frames_too(cache):
 
 @pytest.mark.parametrize("scale", [1, 0.5])
 @pytest.mark.parametrize("rates", [(10, 1, 4), (10, 4, 2.5), (2, 0.5, 6), (10, 3, 3)])
-def test_times_are_the_librarys_own_for_such_indices(scale, rates):
+def test_times_are_those_of_the_library_for_such_indices(scale, rates):
     sample_hz, hz, seconds = rates
     p = asked({"seconds": seconds, "hz": hz, "scale": scale}, sample_hz=sample_hz)
     older = past.offsets(p, KIND)

@@ -76,7 +76,7 @@ def fused(frames, mean, std):
     return (frames.float() - middle[:, None, None]) / spread[:, None, None]
 
 
-def test_pixels_at_full_size_are_the_librarys_to_the_last_bit(kind, side):
+def test_pixels_at_full_size_are_those_of_the_library_to_the_last_bit(kind, side):
     frames = random_frames(1, 16, side, side)
     mean, std = {
         448: (IMAGENET["image_mean"], IMAGENET["image_std"]),

@@ -3,6 +3,8 @@
 import ast
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -173,3 +175,11 @@ def test_committed_without_outputs(cells: list, path: Path):
     metadata = nbformat.read(path, as_version=4).metadata
     assert "widgets" not in metadata and "papermill" not in metadata
     assert metadata.kernelspec.name == "python3"
+
+
+def test_the_commit_hook_changes_nothing_in_it(path: Path):
+    config = yaml.safe_load((files.PROJECT_ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = {hook["id"]: hook for repo in config["repos"] for hook in repo["hooks"]}
+    words = ["nbstripout", *hooks["nbstripout"]["args"], "--verify", str(path)]
+    ran = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
