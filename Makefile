@@ -67,7 +67,7 @@ test-browser: $(READY)
 	@{ $(CHROMIUM); } > /dev/null && fc-list 2> /dev/null | grep -qi dejavu || \
 	  { $(AS_ADMIN) apt-get update -q && $(AS_ADMIN) apt-get install -y -q chromium fonts-dejavu fontconfig; } || true
 	@{ $(CHROMIUM); } > /dev/null || { echo "no chromium, and apt-get could not install one: the notebooks' pages are not tested"; exit 1; }
-	$(PY) -m pytest tests/browser
+	$(PY) -m pytest -n $(TESTS) --dist loadfile tests/browser
 
 ## make bench   decoding, ETL, catalog and loader measured on this machine, into outputs/benchmarks (22 minutes)
 bench: $(READY)
