@@ -12,7 +12,7 @@ from avomni_lib.dataset.download.remote import RemoteFile, git_blob_id
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 from tests import local_hub, published_set
-from tests.hub_process import REPO, python
+from tests.hub_run import REPO, python
 from tests.local_hub import LocalHub
 
 ZIP = "labels/egomotion/egomotion.chunk_0000.zip"

@@ -13,8 +13,8 @@ from avomni_lib.dataset.select.selection import Selection, listed, select, selec
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests import local_hub
-from tests.hub_process import REPO
-from tests.hub_process import params as run
+from tests.hub_run import REPO
+from tests.hub_run import params as run
 from tests.local_hub import LocalHub
 from tests.published_set import chunk_path, clip_id_of, listed_clip, write_metadata
 
