@@ -142,13 +142,6 @@ class FaultyHandler(local_hub.HubHandler):
             self.name = f"storage:{unquote(file)}"
             if not self.is_refused():
                 self.file(self.hub.commits[commit][unquote(file)], commit)
-        elif path == "/api/whoami-v2":
-            self.name = "api:whoami"
-            given = self.headers.get("Authorization")
-            if given and self.hub.token in (None, given.removeprefix("Bearer ")):
-                self.json({"type": "user", "name": "local", "orgs": []})
-            else:
-                self.refuse(HTTPStatus.UNAUTHORIZED, None)
         else:
             super().answer(path)
 

@@ -108,24 +108,6 @@ def test_a_dozen_kills_change_nothing(published, tmp_path):
     assert sorted(path.name for path in path_of(p).parent.iterdir()) == ["audit.json"]
 
 
-def test_what_was_read_is_not_read_again(published, tmp_path):
-    """The records are the proof: their files may be gone bad since, with size and date kept."""
-    p = params(tmp_path, published, num_workers=1)
-    process = start(p, tmp_path)
-    records = path_of(p).with_name("read")
-    while len(list(records.glob("*.json"))) < 30:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
-    process = start(p, tmp_path)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert f"{len(kept)} files had been read by an audit that was interrupted" in told
-    assert not records.exists()
-
-
 def test_a_file_that_ends_its_worker_twice_is_a_finding_and_the_rest_go_on(published, tmp_path):
     """Out of memory, or a crash inside a library: here the worker that reads it is killed."""
     folder = shutil.copytree(published, tmp_path / "data")

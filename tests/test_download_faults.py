@@ -190,7 +190,7 @@ def test_a_line_that_drops_at_any_point_is_taken_up_there(
     seed = random.randrange(2**32)
     print("seed", seed)
     places = sorted({0, 1, SIZES[BIG] - 1, *random.Random(seed).sample(range(SIZES[BIG]), 17)})
-    server.faults.cuts = {BIG: places, SMALL: [150_000], "labels/one.bin": [0, 0]}
+    server.faults.cuts = {BIG: [*places], SMALL: [150_000], "labels/one.bin": [0, 0]}
     get(server, p)
     assert_whole(p, folder)
     assert starts(server, BIG) == [0, *places]
@@ -388,6 +388,8 @@ def test_a_gate_is_found_before_anything_long(
             fetch(p, hub, progress=Never)
         assert hub.page in caught.value.fix and fix in caught.value.fix
         assert [(r.path, r.status) for r in server.requests] == [("api:auth-check", status)]
+        with pytest.raises(AvomniError, match=says):
+            hub.fetch(hub.sizes([TEXT])[TEXT], p.local_dir)
 
 
 class Never(Bar):

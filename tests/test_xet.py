@@ -6,14 +6,12 @@ The storage here is a stand-in on 127.0.0.1 (`xet_storage.py`); the real one can
 import hashlib
 import importlib
 import logging
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from avomni_lib.dataset.download import transfer, xet
 from avomni_lib.dataset.download.backoff import Backoff
@@ -104,20 +102,9 @@ def test_what_xet_brings_is_hashed_and_if_wrong_fetched_the_other_way(
         hub.fetch(remote, tmp_path / "again")
 
 
-FETCH = f"""
-import sys
-from pathlib import Path
-from avomni_lib.dataset.download.hub import Hub
-hub = Hub({REPO!r}, sys.argv[1], sys.argv[2], {TOKEN!r})
-hub.fetch(hub.sizes([{ZIP!r}])[{ZIP!r}], Path(sys.argv[3]))
-"""
-
-
-def test_a_user_may_do_without_xet(server: LocalHub, storage: XetStorage, tmp_path: Path):
-    arguments = [server.commit, server.endpoint, str(tmp_path / "data")]
-    environment = os.environ | {"HF_HUB_DISABLE_XET": "1"}
-    subprocess.run([sys.executable, "-c", FETCH, *arguments], env=environment, check=True)
-    assert (tmp_path / "data" / ZIP).read_bytes() == CONTENT
+def test_a_user_may_do_without_xet(server, storage, hub: Hub, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    assert hub.fetch(hub.sizes([ZIP])[ZIP], tmp_path / "data").read_bytes() == CONTENT
     assert server.gets(ZIP) == 1 and storage.asked == []
 
 
