@@ -20,6 +20,7 @@ import pytest
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.own.layout import chunk_path
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.params.sections import VisionParams
@@ -55,10 +56,10 @@ def published(tmp_path_factory) -> Path:
 
 def test_layout(published):
     chunk_files = {
-        feature.chunk_path.format(chunk_id=chunk)
+        chunk_path(feature).format(chunk_id=chunk)
         for feature in layout.FEATURES
         for chunk in (0, 1)
-        if feature.name not in cameras.BY_NAME or feature.name in FOUR
+        if feature not in cameras.BY_NAME or feature in FOUR
     }
     metadata = {
         *("README.md", "features.csv", "clip_index.parquet"),
@@ -278,12 +279,7 @@ def test_renderers_that_are_always_killed_end_it_in_words_and_it_goes_on(publish
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(published, tmp_path):
     folder = tmp_path / "world"
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom avomni_lib.params import Params\n"
-        "from avomni_world.publish.dataset import publish\n"
-        "publish(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))\n"
-    )
-    command = [sys.executable, "-c", script, world().model_dump_json(), str(folder)]
+    command = [sys.executable, "-c", PUBLISH, world().model_dump_json(), str(folder)]
     for wanted in (1, 3):
         run = subprocess.Popen(command)
         deadline = time.monotonic() + 120

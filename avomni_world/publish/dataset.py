@@ -81,7 +81,7 @@ def strays(clip: WorldClip, world: WorldParams) -> bool:
 
 def expected_bytes(world: WorldParams) -> int:
     """Estimated size of what `publish` writes, in bytes."""
-    clip_bytes = sum(world_clip_bytes(world, each.name) for each in layout.published(world))
+    clip_bytes = sum(world_clip_bytes(world, name) for name in layout.published(world))
     return int(clip_bytes * world.num_chunks * world.clips_per_chunk)
 
 

@@ -33,9 +33,9 @@ NO_TURN = (0.0, 0.0, 0.0, 1.0)
 
 def chunk_path(feature: str) -> str:
     """Template of a feature's file, with `{chunk_id:04d}`."""
-    directory = "labels" if feature == EGOMOTION else "camera"
+    directory = "camera" if feature in cameras.BY_NAME else "labels"
     directory = "calibration" if feature in calibration.TABLES else directory
-    ending = "zip" if feature in MEMBERS else "parquet"
+    ending = "parquet" if directory == "calibration" else "zip"
     return f"{directory}/{feature}/{feature}.chunk_{{chunk_id:04d}}.{ending}"
 
 
