@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -130,6 +131,21 @@ def encode(
     # after that would keep every other process of the machine from its turn.
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return turned(content, spec.turn)
+
+
+def remuxed(
+    content: bytes,
+    container: str = "mp4",
+    change: Callable[[list[av.Packet]], list[av.Packet]] = list,
+) -> bytes:
+    """The packets of a video in another container, or only some of them, or at other times."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(content)) as source, av.open(file, "w", format=container) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in change([packet for packet in source.demux(video=0) if packet.size]):
+            packet.stream = stream
+            target.mux(packet)
+    return file.getvalue()
 
 
 def turned(content: bytes, degrees: int) -> bytes:

@@ -31,6 +31,7 @@ from tests.published_set import (
     write_published_set,
     write_zip,
 )
+from tests.streams import remuxed
 
 CAMERA = cameras.FRONT_WIDE.name
 NUM_FRAMES = 24
@@ -110,14 +111,7 @@ def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, tol
 
 
 def without_first_frame(content: bytes) -> bytes:
-    """The same packets from the second one on."""
-    file = io.BytesIO()
-    with av.open(io.BytesIO(content)) as source, av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream_from_template(source.streams.video[0])
-        for packet in [packet for packet in source.demux(video=0) if packet.size][1:]:
-            packet.stream = stream
-            container.mux(packet)
-    return file.getvalue()
+    return remuxed(content, change=lambda packets: packets[1:])
 
 
 def spoil_at(frame: int, byte: int, filling: bytes):

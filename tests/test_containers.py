@@ -14,24 +14,9 @@ import av
 import pytest
 
 from avomni_lib.dataset.streams import NotVideo, open_video
-from tests.streams import NUM_FRAMES, stream_bytes
+from tests.streams import NUM_FRAMES, remuxed, stream_bytes
 
 NAME = "h264 gop 30"
-
-
-def remuxed(container: str) -> bytes:
-    """The packets of an mp4 in another container."""
-    file = io.BytesIO()
-    with (
-        av.open(io.BytesIO(stream_bytes(NAME))) as source,
-        av.open(file, "w", format=container) as target,
-    ):
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    return file.getvalue()
 
 
 def num_packets(source) -> int:
@@ -42,7 +27,7 @@ def num_packets(source) -> int:
 @pytest.mark.parametrize("kind", ["mp4", "mov", "ismv", "matroska", "webm", "avi", "mpegts"])
 def test_containers_that_hold_their_own_content_open(kind, tmp_path):
     codecs = {"webm": "libvpx", "avi": "mpeg4"}
-    content = encoded(kind, codecs[kind]) if kind in codecs else remuxed(kind)
+    content = encoded(kind, codecs[kind]) if kind in codecs else remuxed(stream_bytes(NAME), kind)
     path = tmp_path / "drive.bin"
     path.write_bytes(content)
     assert num_packets(content) == num_packets(path) == NUM_FRAMES

@@ -325,7 +325,7 @@ def test_a_plan_of_l2d_asks_nobody_and_says_what_it_does_not_know():
     assert "the hub is not asked" in rows["to fetch"][1]
     assert any("anonymised" in warning for warning in told.warnings)
     assert any("intrinsics" in warning for warning in told.warnings)
-    assert p.notice == NOT_ANONYMISED and not p.is_ours_to_show
+    assert p.notice == NOT_ANONYMISED
     other = p.model_copy(update={"dataset": p.dataset.model_copy(update={"repo_id": "a/b"})})
     assert other.notice == CONFIDENTIAL
 

@@ -121,11 +121,6 @@ def test_every_mistake_is_reported_at_once_with_the_nearest_name():
     assert "pydantic" not in text
 
 
-def test_a_parameter_that_is_gone_is_named_as_such():
-    with pytest.raises(AvomniError, match="training.packing: unknown parameter; it is gone"):
-        Params.from_values({"training": {"packing": False}})
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -135,28 +133,6 @@ def test_what_got_its_name_meanwhile_is_not_written_to(tmp_path: Path):
     with open(path, "a+b") as late:
         fetch(tmp_path, Line())
         assert not transfer._is_at(late, path)
-
-
-def test_a_dead_owner_owns_nothing(tmp_path: Path):
-    hold = f"""
-import sys, time
-from pathlib import Path
-from avomni_lib.dataset.download import transfer
-from avomni_lib.dataset.download.remote import RemoteFile
-with transfer.claim(Path(sys.argv[1]), RemoteFile("camera/a.zip", 9, {listed().sha256!r})):
-    print("mine", flush=True)
-    time.sleep(60)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "mine\n"
-    with transfer.claim(tmp_path, listed()) as partial:
-        assert partial is None
-    process.kill()
-    process.wait()
-    with transfer.claim(tmp_path, listed()) as partial:
-        assert partial is not None
 
 
 def lay(folder: Path, remote: RemoteFile, num_bytes: int = 10, idle_s: float = 0.0) -> Path:
