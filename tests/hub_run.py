@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from avomni_lib.params import Params
+from tests import folder_run
 
 REPO = "avomni/world"
 FETCH = """
@@ -13,6 +14,7 @@ import sys
 from avomni_lib.dataset.download.download import fetch
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.params import Params
+from tests import folder_run
 p = Params.model_validate_json(sys.argv[1])
 fetch(p, Hub(p.dataset.repo_id, sys.argv[2] or None, sys.argv[3]))
 """
@@ -32,8 +34,8 @@ def params(folder: Path, **sections: dict) -> Params:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Path -> content of all that is not hidden."""
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {str(p): (folder / p).read_bytes() for p in paths if not p.parts[0].startswith(".")}
+    found = folder_run.content(folder).items()
+    return {path: content for path, content in found if not path.startswith(".")}
 
 
 def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen:

@@ -44,10 +44,6 @@ def folder(published: Path, tmp_path: Path) -> Path:
     return shutil.copytree(published, tmp_path / "a/b/c/data")
 
 
-def everything_in(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def rename_clip(folder: Path, clip_id: str, *new_ids: str | bytes) -> None:
     """Give a clip another id, or several, in every table and zip, as a data set's maker could."""
     for path in folder.rglob("*.parquet"):
@@ -106,7 +102,7 @@ def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
     rename_clip(folder, CLIP, *BAD_IDS.values())
     for name in ("victim", "victim.npz"):
         (tmp_path / name).write_text("mine")
-    outside = {k: v for k, v in everything_in(tmp_path).items() if "/a/b/c/" not in k}
+    outside = {k: v for k, v in folder_run.content(tmp_path).items() if not k.startswith("a/b/c/")}
     good = {clip_id_of(0), clip_id_of(2)}
     p = Params.from_values(folder_run.values(tmp_path / "a/b/c/outputs", folder))
     found = audit(p, None)
@@ -121,7 +117,9 @@ def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
     built = build.build(p)
     assert {row["clip_id"]: row["reason"] for row in built.clips} == dict.fromkeys(good, "")
     assert len(runs.states(p)) == len(runs.STAGES)
-    assert {k: v for k, v in everything_in(tmp_path).items() if "/a/b/c/" not in k} == outside
+    assert {
+        k: v for k, v in folder_run.content(tmp_path).items() if not k.startswith("a/b/c/")
+    } == outside
     assert not list(Path("/tmp").glob("avomni_victim*"))
 
 
@@ -231,12 +229,14 @@ def test_a_template_that_leads_elsewhere_is_refused(folder: Path, template: str)
 
 def test_a_template_is_refused_before_it_is_used(folder: Path, tmp_path: Path):
     change_feature(folder, "egomotion", chunk_path=BAD_CHUNK_PATHS["climbs within"])
-    before = everything_in(tmp_path)
+    before = folder_run.content(tmp_path)
     p = Params.from_values(folder_run.values(tmp_path / "outputs", folder))
     for stage in (audit, download.fetch):
         with pytest.raises(AvomniError, match="the template chunk_path .* is refused: "):
             stage(p, None)
-    assert {k: v for k, v in everything_in(tmp_path).items() if "/.avomni/lock" not in k} == before
+    assert {
+        k: v for k, v in folder_run.content(tmp_path).items() if "/.avomni/lock" not in k
+    } == before
 
 
 def test_a_hubs_template_writes_nothing_outside_the_data_folder(folder: Path, tmp_path: Path):

@@ -18,7 +18,7 @@ from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from tests import local_hub
+from tests import folder_run, local_hub
 from tests.answering_server import Answer, Answering, answering
 
 REPO = "avomni/world"
@@ -58,10 +58,6 @@ def server() -> Iterator[Answering]:
 
 def hub_of(server: Answering, **options: Any) -> Hub:
     return Hub(REPO, endpoint=server.endpoint, backoff=Backoff(0.01, 3), **options)
-
-
-def everything_in(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 BAD_LISTINGS = {
@@ -106,7 +102,7 @@ def test_a_listing_that_names_something_else_is_refused_and_nothing_is_touched(
     data = tmp_path / "a/b/data"
     (data / transfer.PARTIALS).mkdir(parents=True)
     (tmp_path / "victim.txt").write_text("mine")
-    before = everything_in(tmp_path)
+    before = folder_run.content(tmp_path)
     server.answer = hub_that_lists([listed])
     p = Params.from_values({"dataset": {"source": "hub", "repo_id": REPO, "local_dir": str(data)}})
     accepted = p.dataset.model_copy(update={"license_accepted": True})
@@ -116,7 +112,9 @@ def test_a_listing_that_names_something_else_is_refused_and_nothing_is_touched(
         hub_of(server).sizes([ZIP])
     assert server.endpoint in caught.value.where
     assert len(str(caught.value)) < 1500 and str(caught.value).replace("\n", "").isprintable()
-    assert {k: v for k, v in everything_in(tmp_path).items() if "/.avomni/lock" not in k} == before
+    assert {
+        k: v for k, v in folder_run.content(tmp_path).items() if "/.avomni/lock" not in k
+    } == before
 
 
 def test_a_file_that_was_not_asked_for_is_not_taken(server: Answering):

@@ -145,8 +145,7 @@ def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos
     content = []
     for name in ("a", "b"):
         folder = pack(tmp_path / name, clips, clips_per_chunk=1).folder
-        held = sorted(path for path in folder.rglob("*") if path.is_file())
-        content.append({str(path.relative_to(folder)): path.read_bytes() for path in held})
+        content.append(folder_run.content(folder))
     assert content[0] == content[1]
     assert "camera/camera_front_wide_120fov/camera_front_wide_120fov.chunk_0001.zip" in content[0]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
