@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import struct
-import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from tests.published_set import (
     write_published_set,
     write_zip,
 )
-from tests.streams import remuxed
+from tests.streams import Spec, encode, remuxed
 
 CAMERA = cameras.FRONT_WIDE.name
 NUM_FRAMES = 24
@@ -48,22 +47,10 @@ def pictures(count: int = NUM_FRAMES) -> list[np.ndarray]:
     return [frame_bits(1, 0, i, 128, 96) // 2 + noise[i] for i in range(count)]
 
 
-def encode(codec: str = "libx264", times: list[int] | None = None, **options: str) -> bytes:
+def encoded(codec: str = "libx264", times: tuple[int, ...] | None = None, **options: str) -> bytes:
     """An mp4 with the tables in front, so that one cut short still opens."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "encoded.mp4")
-        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(codec, rate=30)
-            stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-            stream.gop_size, stream.options = 6, options
-            stream.codec_context.time_base = stream.time_base = Fraction(1, 30)
-            stream.codec_context.thread_count = 1
-            for number, picture in enumerate(pictures()):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = (times or range(NUM_FRAMES))[number], Fraction(1, 30)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        return path.read_bytes()
+    spec = Spec(codec, {"g": "6", **options}, times=times, base=Fraction(1, 30))
+    return encode(spec, pictures(), index_first=True)
 
 
 def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
@@ -75,7 +62,7 @@ def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
 
 @pytest.fixture(scope="module")
 def sound() -> bytes:
-    return encode(**{"preset": "ultrafast", "x264-params": KEYS})
+    return encoded(**{"preset": "ultrafast", "x264-params": KEYS})
 
 
 def frame_places(content: bytes) -> list[tuple[int, int]]:
@@ -99,7 +86,7 @@ H264, HEVC = f"{KEYS}:", f"{KEYS}:log-level=none:"
     ],
 )
 def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, told):
-    content = encode(codec, **options)
+    content = encoded(codec, **options)
     facts, found = walk(tmp_path, content)
     assert found == []
     assert (facts["codec"], facts["is_open"], facts["is_reordered"])[: len(told)] == told
@@ -162,8 +149,8 @@ def test_a_broken_stream_is_found_without_decoding_it(tmp_path, sound, spoil, wh
 
 
 def test_a_variable_rate_is_said(tmp_path):
-    times = [number + (number >= 10) * 3 for number in range(NUM_FRAMES)]
-    facts, found = walk(tmp_path, encode(times=times, bf="0"))
+    times = tuple(number + (number >= 10) * 3 for number in range(NUM_FRAMES))
+    facts, found = walk(tmp_path, encoded(times=times, bf="0"))
     assert facts["is_constant"] is False
     (reported,) = found
     assert reported.severity == ODD and "33.3 to 133.3 ms from frame to frame" in reported.reason

@@ -7,9 +7,9 @@ odd or sound they use. Clips are real folders, zips, mp4s and tables.
 from __future__ import annotations
 
 import io
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ from tests.published_set import (
     write_metadata,
     write_zip,
 )
-from tests.streams import Spec, encode
+from tests.streams import Spec, encode, remuxed
 from tests.test_obstacles import labels
 
 CAMERAS = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
@@ -68,17 +68,8 @@ def pictures(count: int = COUNT) -> list[np.ndarray]:
 
 def coded(codec: str = "libx264", gop: int = 15, **options: str) -> bytes:
     """An mp4 of 30 pictures a second, its index in front."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "coded.mp4")
-        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(codec, rate=30, options=options)
-            stream.width, stream.height = SIZE
-            stream.pix_fmt, stream.gop_size = "yuv420p", gop
-            stream.codec_context.thread_count = 1
-            for picture in pictures():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-        return path.read_bytes()
+    spec = Spec(codec, {"g": str(gop), **options}, base=Fraction(1, 30))
+    return encode(spec, pictures(), index_first=True)
 
 
 H264 = coded(preset="ultrafast", crf="20")
@@ -198,39 +189,26 @@ def filmed(video: bytes, stamps: np.ndarray = STAMPS) -> Planted:
 def paced(rate_hz: float) -> Planted:
     """Two seconds of pictures at another rate, by the file's times and by the table's."""
     stamps = (np.arange(int(2 * rate_hz) + 1) * 1e6 / rate_hz).astype(np.int64)
-    times_ms = tuple(int(t) // 1000 for t in stamps)
-    return filmed(encode(Spec(times_ms=times_ms), pictures(len(stamps))), stamps)
+    times = tuple(int(t) // 1000 for t in stamps)
+    return filmed(encode(Spec(times=times), pictures(len(stamps))), stamps)
 
 
 # --- videos ----------------------------------------------------------------------------------
 
 
-def packets_of(content: bytes) -> list[av.Packet]:
-    with av.open(io.BytesIO(content)) as container:
-        return [packet for packet in container.demux(video=0) if packet.size]
-
-
-def remuxed(
-    content: bytes,
-    change: Callable[[int, bytes], bytes] = lambda _, data: data,
-    container: str = "mp4",
-    shift_s: float = 0.0,
+def changed(
+    content: bytes, change: Callable[[int, bytes], bytes] = lambda _, data: data, shift_s: float = 0
 ) -> bytes:
-    """The same pictures, each packet's bytes changed, in a container of this kind."""
-    file = io.BytesIO()
-    with (
-        av.open(io.BytesIO(content)) as source,
-        av.open(file, "w", format=container) as target,
-    ):
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
-            made = av.Packet(change(number, bytes(packet)))
-            shift = round(shift_s / packet.time_base)
-            made.pts, made.dts = packet.pts - shift, packet.dts - shift
-            made.time_base, made.is_keyframe = packet.time_base, packet.is_keyframe
-            made.duration, made.stream = packet.duration, stream
-            target.mux(made)
-    return file.getvalue()
+    """The same pictures, each packet's bytes changed, or all shown earlier."""
+
+    def made(packets: list[av.Packet]) -> Iterator[av.Packet]:
+        for number, old in enumerate(packets):
+            new, shift = av.Packet(change(number, bytes(old))), round(shift_s / old.time_base)
+            new.pts, new.dts, new.duration = old.pts - shift, old.dts - shift, old.duration
+            new.time_base, new.is_keyframe = old.time_base, old.is_keyframe
+            yield new
+
+    return remuxed(content, change=made)
 
 
 def units_of(packet: bytes) -> list[bytes]:
@@ -255,7 +233,7 @@ def padded(multiple: int, content: bytes = H264, every: bool = False) -> bytes:
             return joined([unit + bytes(-(len(unit) + 4) % multiple) for unit in units])
         return joined([*units[:-1], units[-1] + bytes(-len(packet) % multiple)])
 
-    return remuxed(content, change)
+    return changed(content, change)
 
 
 def holed(content: bytes, number: int, first: float, last: float) -> bytes:
@@ -266,18 +244,18 @@ def holed(content: bytes, number: int, first: float, last: float) -> bytes:
         spoilt = packet[:start] + bytes(stop - start) + packet[stop:]
         return spoilt if index == number else packet
 
-    return remuxed(content, change)
+    return changed(content, change)
 
 
 def with_sei(content: bytes) -> bytes:
     """A message to players with zeros in it before each picture, as cameras write their data."""
-    return remuxed(content, lambda _, packet: joined([b"\x06\x05" + bytes(30)]) + packet)
+    return changed(content, lambda _, packet: joined([b"\x06\x05" + bytes(30)]) + packet)
 
 
 HEVC = {"x265-params": "bframes=3:log-level=none:pools=none:frame-threads=1"}
 B_FRAMES = coded("libx264", 30, **{"x264-params": "bframes=3:b-adapt=0"})
 IN_HEVC = coded("libx265", 30, **HEVC)
-HIDING = remuxed(H264, shift_s=0.1)
+HIDING = changed(H264, shift_s=0.1)
 SHOWN = COUNT - 3
 
 PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
