@@ -1,4 +1,7 @@
-"""Each check against a fault planted for it, and against sound recordings that it must pass."""
+"""Checks of streams, calibration and files, each against a fault planted for it, and sound ones.
+
+Those of clocks and ego motion are in test_one_judge.py.
+"""
 
 import hashlib
 import io
@@ -12,19 +15,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import calibration, cameras, checks
 from avomni_lib.dataset.audit.file import FileJob, look
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary, worst
 from avomni_lib.dataset.stored_zip import ByteRange, directory
 from tests.published_set import (
-    Drive,
     bytes_read,
-    camera_times,
     chunk_path,
     clip_id_of,
-    egomotion_times,
     frame_bits,
     read_zip,
     write_published_set,
@@ -156,186 +155,12 @@ def test_a_variable_rate_is_said(tmp_path):
     assert reported.severity == ODD and "33.3 to 133.3 ms from frame to frame" in reported.reason
 
 
-# --- clocks ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("camera_idx", (0, 5))
-def test_a_sound_clock_raises_nothing(camera_idx):
-    times = camera_times(3, camera_idx, 20.0)
-    facts, found = checks.clock(times)
-    assert found == []
-    assert (facts["first_us"], facts["last_us"]) == (times[0], times[-1])
-
-
-def swapped(times):
-    times = times.copy()
-    times[[2, 3]] = times[[3, 2]]
-    return times
-
-
-@pytest.mark.parametrize(
-    ("change", "severity", "says"),
-    [
-        (swapped, DAMAGED, "timestamps do not rise at row 3"),
-        (lambda t: np.insert(t, 5, t[5]), DAMAGED, "timestamps do not rise at row 6"),
-        (lambda t: t[:0], DAMAGED, "the table of timestamps has 0 rows; at least 2"),
-        (lambda t: t + 150_000, ODD, "the first frame is at 0.136 s, not within ±0.1 s"),
-        (lambda t: t - 150_000, ODD, "the first frame is at -0.164 s"),
-        (lambda t: t * 2, ODD, "66."),
-        (
-            lambda t: np.delete(t, [20, 21]),
-            ODD,
-            "2 frames are missing in 1 gaps; the longest is 100.",
-        ),
-        (lambda t: np.delete(t, [20, 30, 31]), ODD, "3 frames are missing in 2 gaps"),
-        (lambda t: np.insert(t, 5, t[4] + 9000), ODD, "frames follow too soon, as 9.0 ms at row 5"),
-    ],
-)
-def test_a_wrong_clock_is_found(change, severity, says):
-    times = camera_times(1, 0, 2.0)
-    _, found = checks.clock(change(times))
-    assert [finding.severity for finding in found] == [severity]
-    assert says in found[0].reason
-
-
 def test_a_camera_that_ends_apart_is_found():
     last = {"a": 20_119_000, "b": 20_110_000, "c": 12_400_000}
     found = checks.ends(last)
     assert checks.ends({}) == {}
     assert list(found) == ["c"]
     assert found["c"].reason == "the last frame is at 12.40 s; usual here is 20.11 s"
-
-
-# --- ego motion ------------------------------------------------------------------------------
-
-
-def drive(number: int = 1, seconds: float = 2.0) -> dict[str, np.ndarray]:
-    return Drive(number).egomotion(egomotion_times(number, seconds))
-
-
-def check(columns: dict[str, np.ndarray]) -> list[Finding]:
-    return checks.egomotion(columns, *SPAN_US, 6.4)[1]
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_sound_ego_motion_raises_nothing_and_is_told(number):
-    columns = drive(number)
-    facts, found = checks.egomotion(columns, *SPAN_US, 6.4)
-    assert found == []
-    assert facts["past_video_s"] == pytest.approx(9, abs=0.05)
-
-
-def rows_at(columns, first_s, stop_s):
-    return (columns["timestamp"] >= first_s * 1e6) & (columns["timestamp"] < stop_s * 1e6)
-
-
-def without(first_s, stop_s):
-    return lambda c: {name: values[~rows_at(c, first_s, stop_s)] for name, values in c.items()}
-
-
-def added(first_s, stop_s=99.0, **offsets):
-    """The named columns raised by so much from `first_s` to `stop_s`."""
-
-    def change(columns):
-        part = rows_at(columns, first_s, stop_s)
-        return columns | {name: columns[name] + by * part for name, by in offsets.items()}
-
-    return change
-
-
-def scaled(first_s, stop_s, factor, *names):
-    def change(columns):
-        part = rows_at(columns, first_s, stop_s)
-        return columns | {n: columns[n] * np.where(part, factor, 1.0) for n in names}
-
-    return change
-
-
-def put(name, row, value):
-    def change(columns):
-        values = columns[name].copy()
-        values[row] = value
-        return columns | {name: values}
-
-    return change
-
-
-def exchanged(columns):
-    order = np.arange(len(columns["timestamp"]))
-    order[[30, 31]] = order[[31, 30]]
-    return {name: values[order] for name, values in columns.items()}
-
-
-def turned(columns):
-    """The car faces 20° to the left from 1 s on."""
-    names = ("qx", "qy", "qz", "qw")
-    before = Rotation.from_quat(np.stack([columns[n] for n in names], 1))
-    after = Rotation.from_euler(
-        "z", np.where(rows_at(columns, 1, 99), 20.0, 0)[:, None], degrees=True
-    )
-    return columns | dict(zip(names, (after * before).as_quat().T, strict=True))
-
-
-V = ("vx", "vy", "vz")
-Q = ("qx", "qy", "qz", "qw")
-
-
-@pytest.mark.parametrize(
-    ("change", "severity", "what", "says"),
-    [
-        (put("x", 60, np.nan), DAMAGED, "not a number", "x is nan at row 60, 0."),
-        (put("ay", 60, np.inf), ODD, "not a number", "ay is inf at row 60"),
-        (put("x", -3, np.nan), ODD, "not a number", "x is nan at row "),
-        (exchanged, DAMAGED, "not in order", "not in order: "),
-        (lambda c: {k: v[:1] for k, v in c.items()}, DAMAGED, "too few rows", "has 1 rows"),
-        (scaled(1, 2, 0.9, *Q), DAMAGED, "|q| is not 1", "|q| = 0.9000"),
-        (put("qw", 60, 0.2), DAMAGED, "|q| is not 1", "no rotation at row 60: |q| = 0.2"),
-        (without(0.5, 1.2), DAMAGED, "a gap", "a gap of 0.7"),
-        (without(-9, 0.1), DAMAGED, "does not cover the cameras", "covers 0.10 to 11.00 s"),
-        (without(1.5, 99), DAMAGED, "does not cover the cameras", "to 1.49 s, the cameras"),
-        (without(5, 99), ODD, "shorter than the horizon", "2.99 s after the last frame"),
-        (added(1.0, x=0.5), ODD, "a jump of position", "jumps by 0.5"),
-        (added(1.0, x=4.0), DAMAGED, "a jump of position", "jumps by "),
-        (added(1.0, 1.02, z=0.6), ODD, "a jump of position", " m against the speed at 1.0"),
-        (turned, ODD, "a jump of rotation", "° from one row to the next at 1.0"),
-        (scaled(-9, 99, 1.5, *V), DAMAGED, "positions and speeds disagree", "positions cover "),
-        (scaled(1, 3, 1.4, *V), ODD, "positions and speeds disagree", " m/s, positions move at "),
-        (added(1, 99, vz=11.0), DAMAGED, "positions and speeds disagree", "speeds "),
-    ],
-)  # fmt: skip
-def test_wrong_ego_motion_is_found(change, severity, what, says):
-    columns = change(drive())
-    found = check(columns)
-    reported = [finding for finding in found if finding.what == what]
-    assert [finding.severity for finding in reported] == [severity]
-    assert says in reported[0].reason, reported[0].reason
-    assert worst(found) == severity
-
-
-def test_a_crash_and_a_rocket_are_odd():
-    """Positions that fit the speeds, as no car drives."""
-    times = egomotion_times(1, 2.0)
-    t_s = times / 1e6
-    for acceleration, says in ((30.0, "velocity changes by 30.0 m/s²"), (14.0, "m/s at ")):
-        speed = acceleration * (t_s + 0.2)
-        columns = drive() | {"x": acceleration * (t_s + 0.2) ** 2 / 2, "y": 0 * t_s}
-        columns |= {"vx": speed, "vy": 0 * t_s}
-        found = check(columns)
-        assert worst(found) == ODD and says in reasons(found)
-
-
-def test_a_fault_after_what_is_needed_is_no_fault():
-    """The recording runs on for two minutes: a gap or a jump out there concerns nobody."""
-    for change in (without(9.5, 10.5), added(9.5, x=50.0), scaled(9.5, 99, 0.5, *Q)):
-        assert check(change(drive())) == []
-
-
-def test_a_car_at_rest_is_sound():
-    columns = drive()
-    still = {name: np.zeros(len(columns["timestamp"])) for name in columns}
-    still |= {"timestamp": columns["timestamp"], "qw": still["qw"] + 1}
-    noise = np.random.default_rng(0).normal(0, 0.003, (2, len(still["x"])))
-    assert check(still | {"x": noise[0], "vx": noise[1]}) == []
 
 
 # --- calibration -----------------------------------------------------------------------------
