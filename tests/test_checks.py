@@ -1,24 +1,21 @@
-"""Checks of streams, calibration and files, each against a fault planted for it, and sound ones.
+"""Facts of sound streams, and checks of calibration and files, each against a planted fault.
 
-Those of clocks and ego motion are in test_one_judge.py.
+Broken streams, clocks and ego motion are in test_one_judge.py.
 """
 
 import hashlib
-import io
 import os
-import re
 import shutil
 import struct
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
 from avomni_lib.dataset import calibration, cameras, checks
 from avomni_lib.dataset.audit.file import FileJob, look
-from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary, worst
+from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary
 from avomni_lib.dataset.stored_zip import ByteRange, directory
 from tests.published_set import (
     bytes_read,
@@ -29,7 +26,7 @@ from tests.published_set import (
     write_published_set,
     write_zip,
 )
-from tests.streams import Spec, encode, remuxed
+from tests.streams import Spec, encode, places
 
 CAMERA = cameras.FRONT_WIDE.name
 NUM_FRAMES = 24
@@ -40,16 +37,9 @@ SPAN_US = (-14_200, 2_000_000)
 # --- streams ---------------------------------------------------------------------------------
 
 
-def pictures(count: int = NUM_FRAMES) -> list[np.ndarray]:
-    """Noisy ones, so that a frame has some hundred bytes to spoil."""
-    noise = np.random.default_rng(0).integers(0, 40, (count, 96, 128, 3), np.uint8)
-    return [frame_bits(1, 0, i, 128, 96) // 2 + noise[i] for i in range(count)]
-
-
 def encoded(codec: str = "libx264", times: tuple[int, ...] | None = None, **options: str) -> bytes:
-    """An mp4 with the tables in front, so that one cut short still opens."""
     spec = Spec(codec, {"g": "6", **options}, times=times, base=Fraction(1, 30))
-    return encode(spec, pictures(), index_first=True)
+    return encode(spec, [frame_bits(1, 0, i, 128, 96) for i in range(NUM_FRAMES)])
 
 
 def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
@@ -57,17 +47,6 @@ def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
     path.write_bytes(content)
     walked = checks.video(ByteRange(path, 0, len(content)))
     return walked.facts, walked.findings
-
-
-@pytest.fixture(scope="module")
-def sound() -> bytes:
-    return encoded(**{"preset": "ultrafast", "x264-params": KEYS})
-
-
-def frame_places(content: bytes) -> list[tuple[int, int]]:
-    """(offset, length) of each frame in an mp4, in the order of the file."""
-    with av.open(io.BytesIO(content)) as container:
-        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
 H264, HEVC = f"{KEYS}:", f"{KEYS}:log-level=none:"
@@ -92,59 +71,8 @@ def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, tol
     assert facts["fps"] == 30 and facts["is_constant"]
     assert (facts["width"], facts["height"]) == (128, 96)
     assert facts["gops"] == {"6": 3}, "the last one is cut by the end"
-    size = sum(length for _, length in frame_places(content))
+    size = sum(length for _, length in places(content))
     assert facts["bit_rate"] == pytest.approx(size * 8 / (NUM_FRAMES / 30), rel=0.05)
-
-
-def without_first_frame(content: bytes) -> bytes:
-    return remuxed(content, change=lambda packets: packets[1:])
-
-
-def spoil_at(frame: int, byte: int, filling: bytes):
-    def spoil(content: bytes) -> bytes:
-        offset, length = frame_places(content)[frame]
-        assert byte + len(filling) <= length
-        place = offset + byte
-        return content[:place] + filling + content[place + len(filling) :]
-
-    return spoil
-
-
-def zero_from(frame: int):
-    def spoil(content: bytes) -> bytes:
-        places = frame_places(content)
-        start, stop = places[frame][0] + 40, places[frame + 3][0]
-        return content[:start] + bytes(stop - start) + content[stop:]
-
-    return spoil
-
-
-def cut_in(frame: int):
-    return lambda content: content[: frame_places(content)[frame][0] + 30]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "what", "reason"),
-    [
-        (cut_in(10), "the mp4 is cut short", r"lists 24 frames and holds 11$"),
-        (cut_in(10), "frame: cut short", r"frame 10 is damaged: only 30 bytes"),
-        (zero_from(8), "frame: zeroed", r"frame 8 is damaged: .* at byte \d+; 3 of 24 frames"),
-        (spoil_at(5, 0, b"\xff\xff\xff\xff"), "frame: a broken NAL unit", "frame 5 .* 4,294,967"),
-        (spoil_at(5, 4, b"\x81"), "frame: a broken NAL unit", "no NAL unit header at byte 4"),
-        (spoil_at(5, 4, b"\x06"), "frame: no picture", "frame 5 is damaged: no NAL unit of a pict"),
-        (spoil_at(5, 30, bytes(20)), "frame: zeroed", "frame 5 .* no NAL unit holds, at byte 30"),
-        (without_first_frame, "does not start with a key frame", "frame 5 is the first key fr"),
-        (lambda content: content[:200], "no video", "the mp4 has no video"),
-        (lambda _: b"", "the mp4 does not open", "the file is empty"),
-        (lambda content: bytes(len(content)), "the mp4 does not open", "no video container"),
-    ],
-)
-def test_a_broken_stream_is_found_without_decoding_it(tmp_path, sound, spoil, what, reason):
-    _, found = walk(tmp_path, spoil(sound))
-    assert worst(found) == DAMAGED
-    reported = [finding for finding in found if finding.what == what]
-    assert len(reported) == 1
-    assert re.search(reason, reported[0].reason), reported[0].reason
 
 
 def test_a_variable_rate_is_said(tmp_path):

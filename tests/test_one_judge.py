@@ -258,6 +258,19 @@ def holed(content: bytes, number: int, first: float, last: float) -> bytes:
     return changed(content, change)
 
 
+def spoilt(at: int, filling: bytes) -> bytes:
+    """Other bytes in packet 5."""
+    return changed(
+        H264,
+        lambda n, packet: packet[:at] + filling + packet[at + len(filling) :] if n == 5 else packet,
+    )
+
+
+def holed_over_three(number: int, packet: bytes) -> bytes:
+    kept = {17: 40, 18: 0, 19: 0}.get(number, len(packet))
+    return packet[:kept] + bytes(len(packet) - kept)
+
+
 def with_sei(content: bytes) -> bytes:
     """A message to players with zeros in it before each picture, as cameras write their data."""
     return changed(content, lambda _, packet: joined([b"\x06\x05" + bytes(30)]) + packet)
@@ -377,15 +390,33 @@ PLANTED: dict[str, tuple] = {
     "zeros to 16 bytes, HEVC": (lambda: filmed(padded(16, IN_HEVC)), "sound"),
     "zeros to 32 bytes, HEVC": (lambda: filmed(padded(32, IN_HEVC)), "sound"),
     "messages with zeros": (lambda: filmed(with_sei(H264)), "sound"),
-    "a hole in a picture": (lambda: filmed(holed(H264, 17, 0.4, 0.6)), DAMAGED),
+    "a hole in a picture": (
+        lambda: filmed(holed(H264, 17, 0.4, 0.6)), DAMAGED,
+        "frame 17 is damaged: bytes that no NAL unit holds, at byte "),
+    "a hole over three pictures": (
+        lambda: filmed(changed(H264, holed_over_three)), DAMAGED,
+        "frame 17 is damaged: ", "3 of 61 frames are damaged"),
+    "a NAL unit that is too long": (
+        lambda: filmed(spoilt(0, b"\xff" * 4)), DAMAGED,
+        "frame 5 is damaged: a NAL unit of 4,294,967,295 bytes"),
+    "a NAL unit without a head": (
+        lambda: filmed(spoilt(4, b"\x81")), DAMAGED, "no NAL unit header at byte 4"),
+    "no picture": (
+        lambda: filmed(spoilt(4, b"\x06")), DAMAGED, "frame 5 is damaged: no NAL unit of a pict"),
+    "without the first picture": (
+        lambda: filmed(remuxed(H264, change=lambda packets: packets[1:]), STAMPS[1:]), DAMAGED,
+        "frame 14 is the first key frame, not frame 0"),
     "a hole to a picture's end": (lambda: filmed(holed(H264, 17, 0.4, 1)), DAMAGED),
     "a hole to a picture's end, HEVC": (lambda: filmed(holed(IN_HEVC, 17, 0.4, 1)), DAMAGED),
     "a picture of zeros": (lambda: filmed(holed(H264, 17, 0, 1)), DAMAGED),
     "a hole in the last picture": (lambda: filmed(holed(H264, COUNT - 1, 0.2, 0.8)), DAMAGED),
-    "cut short": (lambda: filmed(H264[: len(H264) * 2 // 3]), DAMAGED),
+    "cut short": (
+        lambda: filmed(H264[: len(H264) * 2 // 3]), DAMAGED,
+        "the mp4 lists 61 frames and holds ", "is damaged: only "),
+    "only a head": (lambda: filmed(H264[:200]), DAMAGED, "the mp4 has no video"),
     "an unknown codec": (lambda: filmed(H264.replace(b"avc1", b"zzz1")), DAMAGED),
-    "empty": (lambda: filmed(b""), DAMAGED),
-    "noise": (lambda: filmed(np.random.default_rng(0).bytes(5000)), DAMAGED),
+    "empty": (lambda: filmed(b""), DAMAGED, "the file is empty"),
+    "noise": (lambda: filmed(np.random.default_rng(0).bytes(5000)), DAMAGED, "no video container"),
     "a list of files": (lambda: filmed(b"ffconcat version 1.0\nfile a.mp4\n"), DAMAGED),
     "another clip's frames": (lambda: filmed(encode_video(pictures(50))), DAMAGED),
 }  # fmt: skip
