@@ -110,7 +110,7 @@ def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
     for row in found.clips:
         is_good = row["clip_id"] in good
         assert row["state"] in (("sound", "odd") if is_good else ("damaged",))
-        assert is_good or "is no plain name: " in row["reason"]
+        assert is_good or "is no plain name: " in row["reason"] and len(row["clip_id"]) < 100
         assert (row["clip_id"] + row["reason"]).isprintable() and len(row["reason"]) < 500
     download.fetch(p, None)
     assert {c for ids in read_chosen(p).clip_ids.values() for c in ids} == good
@@ -121,17 +121,6 @@ def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
         k: v for k, v in folder_run.content(tmp_path).items() if not k.startswith("a/b/c/")
     } == outside
     assert not list(Path("/tmp").glob("avomni_victim*"))
-
-
-@pytest.mark.parametrize("kind", BAD_IDS)
-def test_each_such_id_alone_is_named_with_its_fault(folder: Path, kind: str):
-    rename_clip(folder, CLIP, BAD_IDS[kind])
-    catalog = Catalog.open(folder)
-    ((clip_id, fault),) = catalog.clips.faults.items()
-    assert clip_id in fault and clip_id.isprintable() and len(clip_id) < 100
-    assert catalog.usable(0, ["egomotion"]) == (clip_id_of(0), clip_id_of(2))
-    assert catalog.clip_ids() == (clip_id_of(0), clip_id, clip_id_of(2))
-    assert not catalog.present(clip_id, "egomotion")
 
 
 def test_several_bad_ids_may_even_be_the_same(folder: Path, tmp_path: Path):
