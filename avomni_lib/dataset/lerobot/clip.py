@@ -88,9 +88,7 @@ class EpisodeClip(Clip):
         size = self.catalog.info.size(key) if key in self.catalog.info.features else (2, 2)
         content = own_layout.stand_in(feature, {self.clip_id: {name: size}})
         table = calibration.CalibrationTable(content, calibration.TABLES[feature][0], feature)
-        row = table.row(self.clip_id, sensor)
-        assert row is not None
-        return row
+        return table.row(self.clip_id, sensor)
 
 
 def read_motion(path: Path, episode: EpisodeEntry) -> tuple[dict[str, np.ndarray], list[Finding]]:
