@@ -119,14 +119,6 @@ def test_only_wanted_clips_are_selected(tmp_path: Path, server: LocalHub):
     assert "country Germany, hour 8 or 9" in selection.choice.reason
 
 
-def test_a_named_clip_brings_one_chunk(tmp_path: Path, server: LocalHub):
-    p = params(tmp_path, clips={"clip_ids": [clip_id_of(201)]})
-    selection = taken(p, server)
-    assert selection.choice.chunks == (100,)
-    split = SPLITS[201 % 3]
-    assert selection.clip_ids == dict.fromkeys(SPLITS, ()) | {split: (clip_id_of(201),)}
-
-
 def test_the_same_is_offline_without_a_hub(tmp_path: Path, server: LocalHub):
     clips = {"platforms": ["hyperion_8"], "balance_by": "country", "max_clips": 12}
     p = params(tmp_path, target_chunks=20, clips=clips)

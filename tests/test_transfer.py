@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.dataset.download import transfer
-from avomni_lib.dataset.download.backoff import Backoff, Retry, Stopped
+from avomni_lib.dataset.download.backoff import Backoff, Retry
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
@@ -39,9 +38,6 @@ class Line:
         self.starts.append(start)
         start = start if self.has_ranges else 0
         yield start, self._blocks(start)
-
-    def distrust(self, remote: RemoteFile) -> None:
-        pass
 
     def _blocks(self, start: int) -> Iterator[bytes]:
         stop = start + self.lives.pop(0) if self.lives else len(self.content)
@@ -94,23 +90,6 @@ def test_bytes_of_two_revisions_never_meet(tmp_path: Path):
     line = Line(newer)
     assert fetch(tmp_path, line, listed(newer)).read_bytes() == newer
     assert line.starts == [0]
-
-
-def test_a_stop_ends_it_within_a_block_and_keeps_what_came(tmp_path: Path):
-    stop = threading.Event()
-
-    class StopsAt(Bar):
-        def update(self, amount: float = 1, note: str = "") -> None:
-            super().update(amount, note)
-            if self.count >= 1000:
-                stop.set()
-
-    with pytest.raises(Stopped):
-        fetch(tmp_path, Line(), bar=StopsAt(), stop=stop)
-    assert transfer.bytes_there(tmp_path, listed()) == 1000
-    line = Line()
-    fetch(tmp_path, line)
-    assert line.starts == [1000]
 
 
 def test_a_file_has_one_owner(tmp_path: Path):
