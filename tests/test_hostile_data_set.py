@@ -298,11 +298,9 @@ def test_a_features_csv_that_is_none_is_one_error(folder: Path, spoil: Callable[
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", "x" * 201, "a\nb"])
 def test_a_feature_is_a_plain_name(folder: Path, name: str):
-    for changes in ({"feature": name}, {"directory": "../" + name}):
-        copy = shutil.copytree(folder, folder.parent / f"copy_{next(iter(changes))}")
-        change_feature(copy, "egomotion", **changes)
-        with pytest.raises(AvomniError, match="is refused"):
-            Catalog.open(copy)
+    change_feature(folder, "egomotion", feature=name)
+    with pytest.raises(AvomniError, match="is refused"):
+        Catalog.open(folder)
 
 
 def test_a_byte_order_mark_is_read(folder: Path, tmp_path: Path):

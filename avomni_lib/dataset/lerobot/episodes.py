@@ -161,10 +161,7 @@ class EpisodeCatalog(Catalog):
         self._profile_name = profile_name
         self._key = {name: key for name, key in profile.cameras.items() if key in episodes.spans}
         self._key[EGOMOTION] = "data"
-        features = {
-            name: Feature(name, "data" if key == "data" else "videos", "", {})
-            for name, key in self._key.items()
-        }
+        features = {name: Feature(name, "", {}) for name in self._key}
         # Ordered by key, so that chunks that share files are neighbours.
         keys = list(self._key.values())
         columns = [
