@@ -215,9 +215,9 @@ class Catalog:
         """The valid clips with data in the chunk's file of the feature."""
         return self.usable(chunk, [feature])
 
-    def parts(self, feature: str, clip_ids: Iterable[str]) -> tuple[Any, ...]:
-        """The clips' parts of a file for the audit (`lerobot.clip.Part`); empty for the data set's
-        zips and tables, which the audit reads itself."""
+    def parts(self, clip_ids: Iterable[str]) -> tuple[Any, ...]:
+        """The clips as `lerobot.clip.EpisodeEntry`, which check their parts of a file; empty for
+        the data set's zips and tables, which the audit reads itself."""
         return ()
 
     def remarks(self) -> Iterator[Finding]:

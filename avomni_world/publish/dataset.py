@@ -166,11 +166,11 @@ def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
     clip, part, world = job
     scene = _scene(clip, world)
     renderer = _renderer(world.width, world.height, world.camera_names)
-    recorded = recording.record(scene, clip.clip_id, renderer, world.codec)
-    beside = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
+    members, calibration = recording.record(scene, clip.clip_id, renderer, world.codec)
+    members[layout.CALIBRATION] = json.dumps(calibration).encode()
     if scene.event:
-        beside[layout.EVENTS] = scene.event.json.encode()
-    packed.write_zip(part, (recorded.members | beside).items())
+        members[layout.EVENTS] = scene.event.json.encode()
+    packed.write_zip(part, members.items())
     return True
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from avomni_lib import files
 from avomni_lib.dataset import calibration, cameras
 from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.dataset.own import layout as packed
@@ -77,14 +78,14 @@ def assemble(
         for feature in published(world):
             path = folder / packed.chunk_path(feature).format(chunk_id=chunk)
             if feature in calibration.TABLES:
-                packed.write(path, _calibration_table(feature, rows_of))
+                files.write_bytes(path, _calibration_table(feature, rows_of))
                 continue
             names = ((p, name) for i, p in mine for name in _members(feature, i).values())
             packed.write_zip(path, ((name, part.read(name)) for part, name in names))
         for _, part in mine:
             part.close()
     for name, data in _metadata(clips, world, events):
-        packed.write(folder / name, data)
+        files.write_bytes(folder / name, data)
 
 
 def _calibration_table(feature: str, rows_of: dict[str, dict]) -> bytes:

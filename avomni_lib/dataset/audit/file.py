@@ -256,10 +256,9 @@ def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str,
         for _ in passed.blocks():
             pass
         for part in job.parts:
-            clip_id = part.episode.clip_id
-            beside = job.beside.get(clip_id, {})
-            facts[clip_id], more = part.look(job.place, beside, job.horizon_s)
-            _add(findings, clip_id, more)
+            beside = job.beside.get(part.clip_id, {})
+            facts[part.clip_id], more = part.look(job.feature, job.place, beside, job.horizon_s)
+            _add(findings, part.clip_id, more)
     for _ in passed.blocks():
         pass
 

@@ -125,9 +125,7 @@ def _fetch(path: Path) -> None:
             where=URL,
             fix="fetch the file yourself, and name it in evaluation.protocol_ids",
         ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.write_whole(path) as file:
-        file.write(content)
+    files.write_bytes(path, content)
 
 
 def _read(path: Path) -> tuple[str, ...]:
