@@ -24,7 +24,7 @@ from avomni_lib.dataset.download.verified import MANIFEST
 from avomni_lib.dataset.select.evicted import evict
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from tests import local_hub
+from tests import folder_run, local_hub
 from tests.local_hub import LocalHub
 from tests.published_set import (
     chunk_path,
@@ -65,19 +65,11 @@ def folder(published: Path, tmp_path: Path) -> Path:
 
 
 def params(tmp_path: Path, source: str = "world", depth: str = "quick", **download) -> Params:
-    return Params.from_values(
-        {
-            "run": {"name": "run", "outputs_dir": str(tmp_path / "outputs")},
-            "dataset": {
-                "source": source,
-                "repo_id": REPO,
-                "local_dir": str(tmp_path / "data"),
-                "audit": depth,
-            },
-            "download": {"target_chunks": 2, "target_size_gb": 1.0} | download,
-            "processing": {"num_workers": 1, "obstacles": False},
-        }
-    )
+    values = folder_run.values(tmp_path / "outputs", tmp_path / "data")
+    values["dataset"] |= {"source": source, "repo_id": REPO, "audit": depth}
+    values["download"] = {"target_chunks": 2, "target_size_gb": 1.0} | download
+    del values["processing"]["horizon_s"]
+    return Params.from_values(values)
 
 
 def deep(p: Params) -> Params:

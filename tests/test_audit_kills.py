@@ -18,6 +18,7 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import audit, path_of
 from avomni_lib.params import Params
+from tests import folder_run
 from tests.published_set import chunk_path, write_published_set
 
 CAMERA = cameras.FRONT_WIDE.name
@@ -30,15 +31,9 @@ CODE = (
 
 
 def params(folder: Path, published: Path, **processing) -> Params:
-    return Params.from_values(
-        {
-            "run": {"name": "run", "outputs_dir": str(folder)},
-            "dataset": {"source": "folder", "local_dir": str(published), "audit": "full"},
-            "download": {"target_chunks": 9, "target_size_gb": 9.0},
-            "vision": {"cameras": "7-cam"},
-            "processing": {"num_workers": 2, "obstacles": False} | processing,
-        }
-    )
+    values = folder_run.values(folder, published, **{"num_workers": 2} | processing)
+    values["dataset"]["audit"] = "full"
+    return Params.from_values(values | {"vision": {"cameras": "7-cam"}})
 
 
 def result(p: Params) -> dict:
