@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
+from avomni_lib.dataset.download import hub as hub_module
 from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.download import fetch, read_chosen
@@ -239,34 +241,18 @@ def test_a_hub_that_goes_away_for_a_while_is_found_again(folder: Path, p: Params
         assert starts(second, BIG) == [SIZES[BIG] // 2]
 
 
-CLIENT = """
-import json, sys
-from avomni_lib.dataset.download import transfer
-from avomni_lib.dataset.download.backoff import Backoff
-from avomni_lib.dataset.download.hub import Hub
-from avomni_lib.dataset.download.verified import Verified
-from avomni_lib.errors import AvomniError
-from avomni_lib.params import Params
-p = Params.model_validate_json(sys.argv[1])
-hub = Hub(p.dataset.repo_id, sys.argv[2], sys.argv[3], backoff=Backoff(first_s=0.05))
-try:
-    wanted = hub.sizes(sys.argv[4:])
-    transfer.fetch_files(list(wanted.values()), hub, p, Verified(p.local_dir))
-except AvomniError as error:
-    sys.exit(str(error))
-"""
-
-
 def test_a_line_that_falls_silent_is_dropped_and_taken_up_there(
-    server: LocalHub, p: Params, folder: Path
+    server: LocalHub, p: Params, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """HF_HUB_DOWNLOAD_TIMEOUT is how long silence is borne; 10 s unless set."""
+    assert hub_module.SILENCE_S == huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT
+    monkeypatch.setattr(hub_module, "SILENCE_S", 1.0)
+    monkeypatch.setattr(hub_module, "API_SILENCE_S", 1.0)
+    huggingface_hub.close_session()
     server.faults.stalls = {BIG: [0, 700_000, 700_001], "api:paths-info": [0]}
-    arguments = [p.model_dump_json(), server.commit, server.endpoint, BIG]
-    process = python(CLIENT, *arguments, HF_HUB_DOWNLOAD_TIMEOUT="1")
-    _, said = process.communicate()
-    assert (process.returncode, said) == (0, "")
-    assert (p.local_dir / BIG).read_bytes() == (folder / BIG).read_bytes()
+    get(server, p, BIG)
+    huggingface_hub.close_session()
+    assert_whole(p, folder, BIG)
     log = server.asked(BIG)
     assert starts(server, BIG) == [0, 0, 700_000, 700_001]
     assert all(1.0 <= b.at_s - a.at_s < 5.0 for a, b in zip(log, log[1:], strict=False))
