@@ -307,7 +307,7 @@ def test_the_environments_endpoint_is_one_too(server: Answering, tmp_path: Path)
     assert server.asked == []
     without = in_process(ASK, tmp_path, **saved, HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
     assert "unencrypted" not in without.stderr
-    assert server.asked[-1][0].endswith(f"/paths-info/{COMMIT}") and server.secrets == []
+    assert server.asked[-1].endswith(f"/paths-info/{COMMIT}") and server.secrets == []
 
 
 def test_a_base_model_is_not_fetched_with_the_token_in_the_clear_either(
