@@ -408,8 +408,7 @@ def predict(
         off = "nothing could be read" if made.off is None else f"{made.figure} {made.off:g}"
         lines += ["", f"ground truth ({off}):", asked.truth]
     if out is not None:
-        with files.write_whole(out) as file:
-            file.write(plots.picture(p, made).png())
+        files.write_bytes(out, plots.picture(p, made).png())
         lines += ["", f"drawn: {out}"]
     return CommandOutput(made.values(), ("\n".join(lines),))
 

@@ -24,18 +24,25 @@ class Answer:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
 
 
+class Asked(str):
+    """A request: its path, without its query; and two of its headers, empty without them."""
+
+    secret: str
+    range: str
+
+
 @dataclass
 class Answering:
     """A running server.
 
     Attributes:
-        answer: Path of a request, without its query -> the answer.
-        asked: (path, Authorization header or None) of each request so far.
+        answer: Request -> the answer.
+        asked: The requests so far.
     """
 
     port: int
-    answer: Callable[[str], Answer]
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    answer: Callable[[Asked], Answer]
+    asked: list[Asked] = field(default_factory=list)
 
     @property
     def endpoint(self) -> str:
@@ -43,11 +50,11 @@ class Answering:
 
     @property
     def secrets(self) -> list[str]:
-        return [secret for _, secret in self.asked if secret]
+        return [asked.secret for asked in self.asked if asked.secret]
 
 
 @contextlib.contextmanager
-def answering(answer: Callable[[str], Answer]) -> Iterator[Answering]:
+def answering(answer: Callable[[Asked], Answer]) -> Iterator[Answering]:
     """Serve while the context is open."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -55,8 +62,11 @@ def answering(answer: Callable[[str], Answer]) -> Iterator[Answering]:
 
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            running.asked.append((self.path.partition("?")[0], self.headers.get("Authorization")))
-            given = running.answer(running.asked[-1][0])
+            asked = Asked(self.path.partition("?")[0])
+            asked.secret = self.headers.get("Authorization", "")
+            asked.range = self.headers.get("Range", "")
+            running.asked.append(asked)
+            given = running.answer(asked)
             self.send_response(given.status)
             for name, value in given.headers.items():
                 self.send_header(name, value)

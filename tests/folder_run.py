@@ -38,10 +38,10 @@ def chosen(folder: Path, published: Path, **processing: Any) -> Params:
     return p
 
 
-def content(cache_dir: Path) -> dict[str, bytes]:
-    """Every file of a cache."""
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a cache or any other folder."""
     return {
-        str(path.relative_to(cache_dir)): path.read_bytes()
-        for path in sorted(cache_dir.rglob("*"))
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

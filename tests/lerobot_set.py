@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.lerobot.profile import L2D
 from avomni_lib.params import Params
+from tests import folder_run
 from tests.published_set import Drive, encode_video, frame_bits
 
 FPS, LENGTH = 10, 30
@@ -197,29 +198,12 @@ def put(path: Path, table: pa.Table) -> None:
 
 def values(folder: Path, data: Path, **dataset: Any) -> dict[str, Any]:
     """Of a run that reads the set where it lies."""
-    return {
-        "run": {"name": "test", "outputs_dir": str(folder)},
-        "dataset": {
-            "source": "lerobot",
-            "repo_id": REPO,
-            "local_dir": str(data),
-            "audit": "full",
-            "lerobot": {"profile": "l2d", "is_local": True},
-            **dataset,
-        },
-        "download": {"target_chunks": 100, "target_size_gb": 10.0},
-        "vision": {"cameras": "6-cam"},
-        "processing": {
-            "sequence_length": 4,
-            "stride": 2,
-            "sample_hz": 5.0,
-            "tile_width": 32,
-            "tile_height": 24,
-            "fit": "stretch",
-            "horizon_s": 1.0,
-            "num_workers": 1,
-        },
-    }
+    values = folder_run.values(folder, data, sample_hz=5.0, obstacles=True)
+    profile = {"profile": "l2d", "is_local": True}
+    values["dataset"] |= {"source": "lerobot", "repo_id": REPO, "audit": "full", "lerobot": profile}
+    values["dataset"] |= dataset
+    values["download"] = {"target_chunks": 100, "target_size_gb": 10.0}
+    return values | {"vision": {"cameras": "6-cam"}}
 
 
 def params(folder: Path, data: Path, **dataset: Any) -> Params:

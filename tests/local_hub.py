@@ -142,13 +142,6 @@ class FaultyHandler(local_hub.HubHandler):
             self.name = f"storage:{unquote(file)}"
             if not self.is_refused():
                 self.file(self.hub.commits[commit][unquote(file)], commit)
-        elif path == "/api/whoami-v2":
-            self.name = "api:whoami"
-            given = self.headers.get("Authorization")
-            if given and self.hub.token in (None, given.removeprefix("Bearer ")):
-                self.json({"type": "user", "name": "local", "orgs": []})
-            else:
-                self.refuse(HTTPStatus.UNAUTHORIZED, None)
         else:
             super().answer(path)
 
@@ -308,9 +301,18 @@ class LocalHub(local_hub.LocalHub):
         """How many GETs of the file were answered with content."""
         return sum(r.method == "GET" and r.path == path and r.status < 300 for r in self.requests)
 
-    def bytes_of(self, path: str) -> int:
-        """Bytes of the file's content sent so far."""
-        return sum(r.num_bytes for r in self.requests if r.method == "GET" and r.path == path)
+    def asked(self, path: str) -> list[Request]:
+        """The requests of one path, in the order in which they were answered."""
+        return [request for request in list(self.requests) if request.path == path]
+
+    def bytes_of(self, path: str | None = None) -> int:
+        """Bytes of the file's content sent so far; of all files'."""
+        return sum(
+            request.num_bytes
+            for request in list(self.requests)
+            if request.method == "GET"
+            and (request.path == path if path else not request.path.startswith("api:"))
+        )
 
     def note(self, request: Request) -> Request:
         with self._lock:

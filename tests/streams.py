@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -40,7 +41,7 @@ class Spec:
         codec, options: As FFmpeg names them.
         pixels: Pixel format.
         size: (width, height) px as encoded.
-        times_ms: When each picture is shown; None is 30 a second from 0 on.
+        times: When each picture is shown, in units of `base` (s); None is 30 a second from 0 on.
         turn: Degrees clockwise that a player turns the picture by.
     """
 
@@ -48,7 +49,8 @@ class Spec:
     options: dict = field(default_factory=dict)
     pixels: str = "yuv420p"
     size: tuple[int, int] = (WIDTH, HEIGHT)
-    times_ms: tuple[int, ...] | None = None
+    times: tuple[int, ...] | None = None
+    base: Fraction = MILLISECOND
     turn: int = 0
 
 
@@ -74,15 +76,15 @@ SPECS = {
     "h264 refresh": _h264(30, "intra-refresh=1"),
     "h264 10 bit": _h264(30, B_FRAMES, pixels="yuv420p10le"),
     "h264 odd sides": _h264(30, B_FRAMES, pixels="yuv444p", size=(97, 65)),
-    "h264 late start": _h264(30, B_FRAMES, times_ms=tuple(8_330 + 40 * np.arange(NUM_FRAMES))),
-    "h264 varying rate": _h264(30, B_FRAMES, times_ms=tuple(np.cumsum(_GAPS))),
+    "h264 late start": _h264(30, B_FRAMES, times=tuple(8_330 + 40 * np.arange(NUM_FRAMES))),
+    "h264 varying rate": _h264(30, B_FRAMES, times=tuple(np.cumsum(_GAPS))),
     "h264 turned 90": _h264(30, B_FRAMES, turn=90),
     "h264 turned 180": _h264(30, B_FRAMES, turn=180),
     "h264 turned 270": _h264(30, B_FRAMES, turn=270),
     "hevc closed": _hevc(30, False),
     "hevc open": _hevc(30, True),
     "hevc 10 bit": _hevc(30, True, pixels="yuv420p10le"),
-    "hevc varying rate": _hevc(30, True, times_ms=tuple(np.cumsum(_GAPS))),
+    "hevc varying rate": _hevc(30, True, times=tuple(np.cumsum(_GAPS))),
     "av1": Spec("libsvtav1", {"preset": "12", "crf": "20", "g": "30"}, pixels="yuv420p10le"),
     "mpeg4 b": Spec("mpeg4", {"g": "12", "bf": "2", "q": "2"}),
 }
@@ -108,7 +110,7 @@ def encode(
     """
     if pictures is None:
         pictures = [frame_bits(5, 3, i, *spec.size) for i in range(NUM_FRAMES)]
-    times = spec.times_ms or tuple(np.arange(len(pictures)) * 1000 // 30)
+    times = spec.times or [int(Fraction(n, 30) / spec.base) for n in range(len(pictures))]
     moves = {"movflags": "faststart"} if index_first else {}
     with (
         tempfile.NamedTemporaryFile(suffix=".mp4") as file,
@@ -117,11 +119,11 @@ def encode(
         track = container.add_stream(spec.codec, rate=30, options=spec.options or H264)
         track.height, track.width = pictures[0].shape[:2]
         track.pix_fmt = spec.pixels
-        track.codec_context.time_base = MILLISECOND
+        track.codec_context.time_base = track.time_base = spec.base
         track.codec_context.thread_count = 1
         for picture, time in zip(pictures, times, strict=True):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = int(time), MILLISECOND
+            frame.pts, frame.time_base = int(time), spec.base
             container.mux(track.encode(frame))
         container.mux(track.encode())
         container.close()
@@ -130,6 +132,21 @@ def encode(
     # after that would keep every other process of the machine from its turn.
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return turned(content, spec.turn)
+
+
+def remuxed(
+    content: bytes,
+    container: str = "mp4",
+    change: Callable[[list[av.Packet]], Iterable[av.Packet]] = list,
+) -> bytes:
+    """The packets of a video in another container, or only some of them, or at other times."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(content)) as source, av.open(file, "w", format=container) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in change([packet for packet in source.demux(video=0) if packet.size]):
+            packet.stream = stream
+            target.mux(packet)
+    return file.getvalue()
 
 
 def turned(content: bytes, degrees: int) -> bytes:

@@ -24,7 +24,7 @@ from avomni_lib.dataset.download.verified import MANIFEST
 from avomni_lib.dataset.select.evicted import evict
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from tests import local_hub
+from tests import folder_run, local_hub
 from tests.local_hub import LocalHub
 from tests.published_set import (
     chunk_path,
@@ -65,19 +65,11 @@ def folder(published: Path, tmp_path: Path) -> Path:
 
 
 def params(tmp_path: Path, source: str = "world", depth: str = "quick", **download) -> Params:
-    return Params.from_values(
-        {
-            "run": {"name": "run", "outputs_dir": str(tmp_path / "outputs")},
-            "dataset": {
-                "source": source,
-                "repo_id": REPO,
-                "local_dir": str(tmp_path / "data"),
-                "audit": depth,
-            },
-            "download": {"target_chunks": 2, "target_size_gb": 1.0} | download,
-            "processing": {"num_workers": 1, "obstacles": False},
-        }
-    )
+    values = folder_run.values(tmp_path / "outputs", tmp_path / "data")
+    values["dataset"] |= {"source": source, "repo_id": REPO, "audit": depth}
+    values["download"] = {"target_chunks": 2, "target_size_gb": 1.0} | download
+    del values["processing"]["horizon_s"]
+    return Params.from_values(values)
 
 
 def deep(p: Params) -> Params:
@@ -196,48 +188,28 @@ EGO, CLOCK = ("egomotion", "parquet"), (CAMERA, "timestamps.parquet")
 # One a clip: feature, member, what is done to it, severity, what must be said.
 PLANTED = [
     (CAMERA, "mp4", lambda content: content[:-200], "damaged", "the mp4 lists 1[23] frames and h"),
-    (CAMERA, "mp4", lambda content: content[:100], "damaged", "the mp4 "),
-    (
-        *CLOCK,
-        table(lambda t: t.iloc[[0, 1, 3, 2, *range(4, len(t))]]),
-        "damaged",
-        "not rise at row 3",
-    ),
     (*CLOCK, table(lambda t: t.head(9)), "damaged", r"1[23] frames in the mp4, 9 timestamps"),
     (*CLOCK, table(lambda t: t * 6 // 5), "damaged", "33.3 ms apart, those of its timestamps 40.0"),
-    (*CLOCK, table(lambda t: t + 150_000), "odd", r"the first frame is at 0\.\d+ s, not within"),
     (*CLOCK, lambda _: b"PAR1", "damaged", "frame_timestamps: not a readable parquet file"),
     (*EGO, lambda _: parquet_bytes({"timestamp": [1, 2]}), "damaged", "no column qx"),
-    (*EGO, table(lambda t: t.assign(vx=t.vx / 2)), "damaged", r"positions cover \d+\.\d m, speeds"),
-    (
-        *EGO,
-        table(lambda t: t.assign(x=t.x + 9.0 * (t.index > 59))),
-        "damaged",
-        r"jumps .*\(row 60\)",
-    ),
-    (
-        *EGO,
-        table(lambda t: t[t.timestamp < 3_000_000]),
-        "odd",
-        r"ends 2\.\d\d s after the last fra",
-    ),
-    (*EGO, table(lambda t: t[t.timestamp < 300_000]), "damaged", r"covers -0\.\d+ to 0\.(29|30) s"),
+    (*EGO, table(lambda t: t.assign(x=t.x + 9.0 * (t.index > 59))), "damaged", r"jumps .*row 60"),
+    (*EGO, table(lambda t: t[t.timestamp < 3_000_000]), "odd", r"ends 2\.\d\d s after the last fr"),
 ]
 NUM_PLANTED = len(PLANTED)
 
 
 def test_every_planted_fault_is_found_in_its_clip_and_nowhere_else(tmp_path: Path):
     """A fault in the zip of each of these clips, one in a table; the rest are sound."""
-    folder = write_published_set(tmp_path / "data", 5, 3, SECONDS)
+    folder = write_published_set(tmp_path / "data", 3, 3, SECONDS)
     for number, (feature, member, spoil, _, _) in enumerate(PLANTED):
         spoil_member(folder, number, feature, member, spoil)
-    calibrated = folder / chunk_path("sensor_extrinsics", 4)
+    calibrated = folder / chunk_path("sensor_extrinsics", 2)
     rows_of = pd.read_parquet(calibrated)
     rows_of.loc[rows_of.clip_id == clip_id_of(NUM_PLANTED), "qw"] = 0.9
     rows_of.to_parquet(calibrated)
     extrinsic = r"no rotation of camera_front_wide_120fov: \|q\| = 1\.2"
     planted = [*PLANTED, ("sensor_extrinsics", "", None, "damaged", extrinsic)]
-    found = audit(params(tmp_path, "folder", "full", target_chunks=5), None)
+    found = audit(params(tmp_path, "folder", "full", target_chunks=3), None)
     assert {row["clip_id"] for row in faults(found)} == {
         clip_id_of(n) for n in range(NUM_PLANTED + 1)
     }
@@ -249,10 +221,10 @@ def test_every_planted_fault_is_found_in_its_clip_and_nowhere_else(tmp_path: Pat
         mine = [row for row in faults(found) if row["clip_id"] == clip_id_of(number)]
         assert {row["feature"] for row in mine} == {feature}
         assert all(row["chunk"] == number // 3 and row["severity"] in FAULTS for row in mine)
-    assert by_state(found) == {"damaged": 11, "odd": 2, "sound": 2}
+    assert by_state(found) == {"damaged": 7, "odd": 1, "sound": 1}
     assert found.warnings == [
-        "clips that are damaged: 11; see the table",
-        "clips that are odd: 2; see the table",
+        "clips that are damaged: 7; see the table",
+        "clips that are odd: 1; see the table",
     ]
     assert not any(row["state"] in FAULTS for row in found.files), "as published"
 

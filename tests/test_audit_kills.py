@@ -18,6 +18,7 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import audit, path_of
 from avomni_lib.params import Params
+from tests import folder_run
 from tests.published_set import chunk_path, write_published_set
 
 CAMERA = cameras.FRONT_WIDE.name
@@ -30,15 +31,9 @@ CODE = (
 
 
 def params(folder: Path, published: Path, **processing) -> Params:
-    return Params.from_values(
-        {
-            "run": {"name": "run", "outputs_dir": str(folder)},
-            "dataset": {"source": "folder", "local_dir": str(published), "audit": "full"},
-            "download": {"target_chunks": 9, "target_size_gb": 9.0},
-            "vision": {"cameras": "7-cam"},
-            "processing": {"num_workers": 2, "obstacles": False} | processing,
-        }
-    )
+    values = folder_run.values(folder, published, **{"num_workers": 2} | processing)
+    values["dataset"]["audit"] = "full"
+    return Params.from_values(values | {"vision": {"cameras": "7-cam"}})
 
 
 def result(p: Params) -> dict:
@@ -106,24 +101,6 @@ def test_a_dozen_kills_change_nothing(published, tmp_path):
     assert result(p) == result(expected)
     assert num_killed > NUM_KILLS // 2
     assert sorted(path.name for path in path_of(p).parent.iterdir()) == ["audit.json"]
-
-
-def test_what_was_read_is_not_read_again(published, tmp_path):
-    """The records are the proof: their files may be gone bad since, with size and date kept."""
-    p = params(tmp_path, published, num_workers=1)
-    process = start(p, tmp_path)
-    records = path_of(p).with_name("read")
-    while len(list(records.glob("*.json"))) < 30:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
-    process = start(p, tmp_path)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert f"{len(kept)} files had been read by an audit that was interrupted" in told
-    assert not records.exists()
 
 
 def test_a_file_that_ends_its_worker_twice_is_a_finding_and_the_rest_go_on(published, tmp_path):

@@ -184,11 +184,6 @@ def test_a_release_without_the_tables_of_attributes_is_whole(folder: Path):
     assert len(catalog.clip_ids()) == len(CLIPS)
 
 
-def test_counts_are_those_of_the_clips(catalog: Catalog):
-    assert catalog.num_present("egomotion").tolist() == [3, 3, 3, 3]
-    assert catalog.num_present(RADARS[0]).tolist() == [0, 0, 0, 0]
-
-
 @given(
     order=st.permutations(range(len(CLIPS))),
     chunks=st.lists(st.integers(0, 9999), min_size=12, max_size=12),
@@ -224,15 +219,6 @@ def test_clip_ids_need_not_be_uuids_of_one_length(tmp_path: Path):
     clips = [ListedClip(name, chunk) for chunk, name in enumerate(names)]
     catalog = Catalog.open(write_metadata(tmp_path, clips))
     assert [catalog.chunk_of(name) for name in names] == list(range(6))
-
-
-def test_clips_marked_as_faulty_are_left_out(folder: Path):
-    table = pd.read_parquet(folder / INDEX_FILE)
-    table.loc[1, "clip_is_valid"] = False
-    table.to_parquet(folder / INDEX_FILE)
-    catalog = Catalog.open(folder)
-    assert catalog.clip_ids(chunk=0) == (clip_id_of(0), clip_id_of(2))
-    assert catalog.usable(0, ["egomotion"]) == (clip_id_of(0), clip_id_of(2))
 
 
 @pytest.mark.parametrize("empty", ["no column", "no values"])
@@ -289,16 +275,6 @@ def test_missing_or_damaged_metadata_is_said(folder: Path):
     (folder / "features.csv").unlink()
     with pytest.raises(AvomniError, match=r"not in the data set's layout: no features\.csv"):
         Catalog.open(folder)
-
-
-def test_required_features_follow_the_camera_setup():
-    assert len(required_features(params("4-cam"))) == 4 + 4
-    assert set(required_features(params("7-cam"))) == set(CAMERAS) | {
-        "egomotion",
-        "camera_intrinsics",
-        "sensor_extrinsics",
-        "vehicle_dimensions",
-    }
 
 
 @given(st.sets(st.integers(0, 60)))

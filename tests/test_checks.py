@@ -1,36 +1,32 @@
-"""Each check against a fault planted for it, and against sound recordings that it must pass."""
+"""Facts of sound streams, and checks of calibration and files, each against a planted fault.
+
+Broken streams, clocks and ego motion are in test_one_judge.py.
+"""
 
 import hashlib
-import io
 import os
-import re
 import shutil
 import struct
-import tempfile
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import calibration, cameras, checks
 from avomni_lib.dataset.audit.file import FileJob, look
-from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary, worst
+from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary
 from avomni_lib.dataset.stored_zip import ByteRange, directory
 from tests.published_set import (
-    Drive,
     bytes_read,
-    camera_times,
     chunk_path,
     clip_id_of,
-    egomotion_times,
     frame_bits,
     read_zip,
     write_published_set,
     write_zip,
 )
+from tests.streams import Spec, encode, places
 
 CAMERA = cameras.FRONT_WIDE.name
 NUM_FRAMES = 24
@@ -41,28 +37,9 @@ SPAN_US = (-14_200, 2_000_000)
 # --- streams ---------------------------------------------------------------------------------
 
 
-def pictures(count: int = NUM_FRAMES) -> list[np.ndarray]:
-    """Noisy ones, so that a frame has some hundred bytes to spoil."""
-    noise = np.random.default_rng(0).integers(0, 40, (count, 96, 128, 3), np.uint8)
-    return [frame_bits(1, 0, i, 128, 96) // 2 + noise[i] for i in range(count)]
-
-
-def encode(codec: str = "libx264", times: list[int] | None = None, **options: str) -> bytes:
-    """An mp4 with the tables in front, so that one cut short still opens."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "encoded.mp4")
-        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(codec, rate=30)
-            stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-            stream.gop_size, stream.options = 6, options
-            stream.codec_context.time_base = stream.time_base = Fraction(1, 30)
-            stream.codec_context.thread_count = 1
-            for number, picture in enumerate(pictures()):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = (times or range(NUM_FRAMES))[number], Fraction(1, 30)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        return path.read_bytes()
+def encoded(codec: str = "libx264", times: tuple[int, ...] | None = None, **options: str) -> bytes:
+    spec = Spec(codec, {"g": "6", **options}, times=times, base=Fraction(1, 30))
+    return encode(spec, [frame_bits(1, 0, i, 128, 96) for i in range(NUM_FRAMES)])
 
 
 def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
@@ -70,17 +47,6 @@ def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
     path.write_bytes(content)
     walked = checks.video(ByteRange(path, 0, len(content)))
     return walked.facts, walked.findings
-
-
-@pytest.fixture(scope="module")
-def sound() -> bytes:
-    return encode(**{"preset": "ultrafast", "x264-params": KEYS})
-
-
-def frame_places(content: bytes) -> list[tuple[int, int]]:
-    """(offset, length) of each frame in an mp4, in the order of the file."""
-    with av.open(io.BytesIO(content)) as container:
-        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
 H264, HEVC = f"{KEYS}:", f"{KEYS}:log-level=none:"
@@ -98,123 +64,23 @@ H264, HEVC = f"{KEYS}:", f"{KEYS}:log-level=none:"
     ],
 )
 def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, told):
-    content = encode(codec, **options)
+    content = encoded(codec, **options)
     facts, found = walk(tmp_path, content)
     assert found == []
     assert (facts["codec"], facts["is_open"], facts["is_reordered"])[: len(told)] == told
     assert facts["fps"] == 30 and facts["is_constant"]
     assert (facts["width"], facts["height"]) == (128, 96)
     assert facts["gops"] == {"6": 3}, "the last one is cut by the end"
-    size = sum(length for _, length in frame_places(content))
+    size = sum(length for _, length in places(content))
     assert facts["bit_rate"] == pytest.approx(size * 8 / (NUM_FRAMES / 30), rel=0.05)
 
 
-def without_first_frame(content: bytes) -> bytes:
-    """The same packets from the second one on."""
-    file = io.BytesIO()
-    with av.open(io.BytesIO(content)) as source, av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream_from_template(source.streams.video[0])
-        for packet in [packet for packet in source.demux(video=0) if packet.size][1:]:
-            packet.stream = stream
-            container.mux(packet)
-    return file.getvalue()
-
-
-def spoil_at(frame: int, byte: int, filling: bytes):
-    def spoil(content: bytes) -> bytes:
-        offset, length = frame_places(content)[frame]
-        assert byte + len(filling) <= length
-        place = offset + byte
-        return content[:place] + filling + content[place + len(filling) :]
-
-    return spoil
-
-
-def zero_from(frame: int):
-    def spoil(content: bytes) -> bytes:
-        places = frame_places(content)
-        start, stop = places[frame][0] + 40, places[frame + 3][0]
-        return content[:start] + bytes(stop - start) + content[stop:]
-
-    return spoil
-
-
-def cut_in(frame: int):
-    return lambda content: content[: frame_places(content)[frame][0] + 30]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "what", "reason"),
-    [
-        (cut_in(10), "the mp4 is cut short", r"lists 24 frames and holds 11$"),
-        (cut_in(10), "frame: cut short", r"frame 10 is damaged: only 30 bytes"),
-        (zero_from(8), "frame: zeroed", r"frame 8 is damaged: .* at byte \d+; 3 of 24 frames"),
-        (spoil_at(5, 0, b"\xff\xff\xff\xff"), "frame: a broken NAL unit", "frame 5 .* 4,294,967"),
-        (spoil_at(5, 4, b"\x81"), "frame: a broken NAL unit", "no NAL unit header at byte 4"),
-        (spoil_at(5, 4, b"\x06"), "frame: no picture", "frame 5 is damaged: no NAL unit of a pict"),
-        (spoil_at(5, 30, bytes(20)), "frame: zeroed", "frame 5 .* no NAL unit holds, at byte 30"),
-        (without_first_frame, "does not start with a key frame", "frame 5 is the first key fr"),
-        (lambda content: content[:200], "no video", "the mp4 has no video"),
-        (lambda _: b"", "the mp4 does not open", "the file is empty"),
-        (lambda content: bytes(len(content)), "the mp4 does not open", "no video container"),
-    ],
-)
-def test_a_broken_stream_is_found_without_decoding_it(tmp_path, sound, spoil, what, reason):
-    _, found = walk(tmp_path, spoil(sound))
-    assert worst(found) == DAMAGED
-    reported = [finding for finding in found if finding.what == what]
-    assert len(reported) == 1
-    assert re.search(reason, reported[0].reason), reported[0].reason
-
-
 def test_a_variable_rate_is_said(tmp_path):
-    times = [number + (number >= 10) * 3 for number in range(NUM_FRAMES)]
-    facts, found = walk(tmp_path, encode(times=times, bf="0"))
+    times = tuple(number + (number >= 10) * 3 for number in range(NUM_FRAMES))
+    facts, found = walk(tmp_path, encoded(times=times, bf="0"))
     assert facts["is_constant"] is False
     (reported,) = found
     assert reported.severity == ODD and "33.3 to 133.3 ms from frame to frame" in reported.reason
-
-
-# --- clocks ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("camera_idx", (0, 5))
-def test_a_sound_clock_raises_nothing(camera_idx):
-    times = camera_times(3, camera_idx, 20.0)
-    facts, found = checks.clock(times)
-    assert found == []
-    assert (facts["first_us"], facts["last_us"]) == (times[0], times[-1])
-
-
-def swapped(times):
-    times = times.copy()
-    times[[2, 3]] = times[[3, 2]]
-    return times
-
-
-@pytest.mark.parametrize(
-    ("change", "severity", "says"),
-    [
-        (swapped, DAMAGED, "timestamps do not rise at row 3"),
-        (lambda t: np.insert(t, 5, t[5]), DAMAGED, "timestamps do not rise at row 6"),
-        (lambda t: t[:0], DAMAGED, "the table of timestamps has 0 rows; at least 2"),
-        (lambda t: t + 150_000, ODD, "the first frame is at 0.136 s, not within ±0.1 s"),
-        (lambda t: t - 150_000, ODD, "the first frame is at -0.164 s"),
-        (lambda t: t * 2, ODD, "66."),
-        (
-            lambda t: np.delete(t, [20, 21]),
-            ODD,
-            "2 frames are missing in 1 gaps; the longest is 100.",
-        ),
-        (lambda t: np.delete(t, [20, 30, 31]), ODD, "3 frames are missing in 2 gaps"),
-        (lambda t: np.insert(t, 5, t[4] + 9000), ODD, "frames follow too soon, as 9.0 ms at row 5"),
-    ],
-)
-def test_a_wrong_clock_is_found(change, severity, says):
-    times = camera_times(1, 0, 2.0)
-    _, found = checks.clock(change(times))
-    assert [finding.severity for finding in found] == [severity]
-    assert says in found[0].reason
 
 
 def test_a_camera_that_ends_apart_is_found():
@@ -223,138 +89,6 @@ def test_a_camera_that_ends_apart_is_found():
     assert checks.ends({}) == {}
     assert list(found) == ["c"]
     assert found["c"].reason == "the last frame is at 12.40 s; usual here is 20.11 s"
-
-
-# --- ego motion ------------------------------------------------------------------------------
-
-
-def drive(number: int = 1, seconds: float = 2.0) -> dict[str, np.ndarray]:
-    return Drive(number).egomotion(egomotion_times(number, seconds))
-
-
-def check(columns: dict[str, np.ndarray]) -> list[Finding]:
-    return checks.egomotion(columns, *SPAN_US, 6.4)[1]
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_sound_ego_motion_raises_nothing_and_is_told(number):
-    columns = drive(number)
-    facts, found = checks.egomotion(columns, *SPAN_US, 6.4)
-    assert found == []
-    assert facts["past_video_s"] == pytest.approx(9, abs=0.05)
-
-
-def rows_at(columns, first_s, stop_s):
-    return (columns["timestamp"] >= first_s * 1e6) & (columns["timestamp"] < stop_s * 1e6)
-
-
-def without(first_s, stop_s):
-    return lambda c: {name: values[~rows_at(c, first_s, stop_s)] for name, values in c.items()}
-
-
-def added(first_s, stop_s=99.0, **offsets):
-    """The named columns raised by so much from `first_s` to `stop_s`."""
-
-    def change(columns):
-        part = rows_at(columns, first_s, stop_s)
-        return columns | {name: columns[name] + by * part for name, by in offsets.items()}
-
-    return change
-
-
-def scaled(first_s, stop_s, factor, *names):
-    def change(columns):
-        part = rows_at(columns, first_s, stop_s)
-        return columns | {n: columns[n] * np.where(part, factor, 1.0) for n in names}
-
-    return change
-
-
-def put(name, row, value):
-    def change(columns):
-        values = columns[name].copy()
-        values[row] = value
-        return columns | {name: values}
-
-    return change
-
-
-def exchanged(columns):
-    order = np.arange(len(columns["timestamp"]))
-    order[[30, 31]] = order[[31, 30]]
-    return {name: values[order] for name, values in columns.items()}
-
-
-def turned(columns):
-    """The car faces 20° to the left from 1 s on."""
-    names = ("qx", "qy", "qz", "qw")
-    before = Rotation.from_quat(np.stack([columns[n] for n in names], 1))
-    after = Rotation.from_euler(
-        "z", np.where(rows_at(columns, 1, 99), 20.0, 0)[:, None], degrees=True
-    )
-    return columns | dict(zip(names, (after * before).as_quat().T, strict=True))
-
-
-V = ("vx", "vy", "vz")
-Q = ("qx", "qy", "qz", "qw")
-
-
-@pytest.mark.parametrize(
-    ("change", "severity", "what", "says"),
-    [
-        (put("x", 60, np.nan), DAMAGED, "not a number", "x is nan at row 60, 0."),
-        (put("ay", 60, np.inf), ODD, "not a number", "ay is inf at row 60"),
-        (put("x", -3, np.nan), ODD, "not a number", "x is nan at row "),
-        (exchanged, DAMAGED, "not in order", "not in order: "),
-        (lambda c: {k: v[:1] for k, v in c.items()}, DAMAGED, "too few rows", "has 1 rows"),
-        (scaled(1, 2, 0.9, *Q), DAMAGED, "|q| is not 1", "|q| = 0.9000"),
-        (put("qw", 60, 0.2), DAMAGED, "|q| is not 1", "no rotation at row 60: |q| = 0.2"),
-        (without(0.5, 1.2), DAMAGED, "a gap", "a gap of 0.7"),
-        (without(-9, 0.1), DAMAGED, "does not cover the cameras", "covers 0.10 to 11.00 s"),
-        (without(1.5, 99), DAMAGED, "does not cover the cameras", "to 1.49 s, the cameras"),
-        (without(5, 99), ODD, "shorter than the horizon", "2.99 s after the last frame"),
-        (added(1.0, x=0.5), ODD, "a jump of position", "jumps by 0.5"),
-        (added(1.0, x=4.0), DAMAGED, "a jump of position", "jumps by "),
-        (added(1.0, 1.02, z=0.6), ODD, "a jump of position", " m against the speed at 1.0"),
-        (turned, ODD, "a jump of rotation", "° from one row to the next at 1.0"),
-        (scaled(-9, 99, 1.5, *V), DAMAGED, "positions and speeds disagree", "positions cover "),
-        (scaled(1, 3, 1.4, *V), ODD, "positions and speeds disagree", " m/s, positions move at "),
-        (added(1, 99, vz=11.0), DAMAGED, "positions and speeds disagree", "speeds "),
-    ],
-)  # fmt: skip
-def test_wrong_ego_motion_is_found(change, severity, what, says):
-    columns = change(drive())
-    found = check(columns)
-    reported = [finding for finding in found if finding.what == what]
-    assert [finding.severity for finding in reported] == [severity]
-    assert says in reported[0].reason, reported[0].reason
-    assert worst(found) == severity
-
-
-def test_a_crash_and_a_rocket_are_odd():
-    """Positions that fit the speeds, as no car drives."""
-    times = egomotion_times(1, 2.0)
-    t_s = times / 1e6
-    for acceleration, says in ((30.0, "velocity changes by 30.0 m/s²"), (14.0, "m/s at ")):
-        speed = acceleration * (t_s + 0.2)
-        columns = drive() | {"x": acceleration * (t_s + 0.2) ** 2 / 2, "y": 0 * t_s}
-        columns |= {"vx": speed, "vy": 0 * t_s}
-        found = check(columns)
-        assert worst(found) == ODD and says in reasons(found)
-
-
-def test_a_fault_after_what_is_needed_is_no_fault():
-    """The recording runs on for two minutes: a gap or a jump out there concerns nobody."""
-    for change in (without(9.5, 10.5), added(9.5, x=50.0), scaled(9.5, 99, 0.5, *Q)):
-        assert check(change(drive())) == []
-
-
-def test_a_car_at_rest_is_sound():
-    columns = drive()
-    still = {name: np.zeros(len(columns["timestamp"])) for name in columns}
-    still |= {"timestamp": columns["timestamp"], "qw": still["qw"] + 1}
-    noise = np.random.default_rng(0).normal(0, 0.003, (2, len(still["x"])))
-    assert check(still | {"x": noise[0], "vx": noise[1]}) == []
 
 
 # --- calibration -----------------------------------------------------------------------------

@@ -257,11 +257,6 @@ def test_a_damaged_or_incomplete_calibration_names_file_and_clip(folder: Path):
         clip_in(folder).intrinsics(CAMERA)
 
 
-def test_an_unknown_clip_is_said(published: Path):
-    with pytest.raises(AvomniError, match="unknown clip no-such-clip"):
-        Clip(published, Catalog.open(published), "no-such-clip")
-
-
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bytes") / "numbered.bin"

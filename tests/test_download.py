@@ -31,7 +31,7 @@ from avomni_lib.notebook.plots import audit as plots
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from tests import local_hub
-from tests.hub_process import REPO, contents, params
+from tests.hub_run import REPO, contents, params
 from tests.local_hub import LocalHub
 from tests.published_set import SPLITS, chunk_path, clip_id_of, write_published_set
 

@@ -13,7 +13,9 @@ import pytest
 from avomni_lib.dataset.download.download import read_chosen
 from avomni_lib.dataset.download.transfer import PARTIALS
 from avomni_lib.params import Params
-from tests.hub_process import FETCH, HubProcess, contents, params, python
+from tests import local_hub
+from tests.hub_run import FETCH, REPO, contents, params, python
+from tests.local_hub import LocalHub
 from tests.published_set import chunk_path, write_published_set
 
 NUM_KILLS = 20
@@ -34,7 +36,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(p: Params, server: HubProcess, code: str = FETCH) -> subprocess.Popen:
+def start(p: Params, server: LocalHub, code: str = FETCH) -> subprocess.Popen:
     return python(code, p.model_dump_json(), server.commit, server.endpoint)
 
 
@@ -45,13 +47,13 @@ def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_
     p, quiet = (params(tmp_path / name, download=LINES) for name in ("killed", "quiet"))
     # A run would take seconds; each life gets on by up to a twelfth of the whole.
     speed, step = 150_000, len(CAMERAS) * 2 * LARGE // 12
-    with HubProcess(published) as server:
+    with local_hub.serve(published, REPO) as server:
         process = start(quiet, server)
         assert process.wait() == 0, process.stderr.read()
         whole = sum(file["size"] for file in read_chosen(quiet).files.values())
         assert server.bytes_of() == whole
-        server.reset()
-        server.speed(speed)
+        server.requests.clear()
+        server.bytes_per_s = speed
         for kill in range(NUM_KILLS):
             # Some die while they start; the others after so many bytes.
             before, wait_s = server.bytes_of(), draw.uniform(0, 0.6)
@@ -65,7 +67,7 @@ def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL, "it had ended before it was killed"
             assert not (p.run_dir / "chosen.json").exists()
-        server.speed(None)
+        server.bytes_per_s = None
         process = start(p, server)
         assert process.wait() == 0, process.stderr.read()
         sent = server.bytes_of()
@@ -81,8 +83,8 @@ def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_
 
 def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(published: Path, tmp_path: Path):
     p = params(tmp_path, download=LINES)
-    with HubProcess(published) as server:
-        server.speed(100_000)
+    with local_hub.serve(published, REPO) as server:
+        server.bytes_per_s = 100_000
         process = start(p, server)
         while server.bytes_of(ONE) < 0.3 * LARGE:
             assert process.poll() is None, process.stderr.read()
@@ -92,7 +94,7 @@ def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(published: Path, tmp_path
         stopped = server.bytes_of(ONE)
         # Nobody waited for the files in flight, which would have taken seconds more.
         assert stopped < 0.7 * LARGE and not (p.local_dir / ONE).exists()
-        server.speed(None)
+        server.bytes_per_s = None
         process = start(p, server)
         assert process.wait() == 0, process.stderr.read()
         assert server.bytes_of(ONE) <= 1.02 * LARGE
@@ -115,7 +117,7 @@ def test_a_disk_that_fills_up_is_one_message_and_nothing_is_fetched_again(
 ):
     """A limit on the size of files stops the real writes in the middle, as a quota does."""
     p = params(tmp_path, download=LINES)
-    with HubProcess(published) as server:
+    with local_hub.serve(published, REPO) as server:
         process = start(p, server, LIMITED)
         _, said = process.communicate()
         assert process.returncode == 1 and "no room left on the disk" in said
@@ -125,6 +127,6 @@ def test_a_disk_that_fills_up_is_one_message_and_nothing_is_fetched_again(
         assert 300_000 in partials
         process = start(p, server)
         assert process.wait() == 0, process.stderr.read()
-        assert any(request.start == 300_000 for request in server.requests())
+        assert any(request.start == 300_000 for request in server.requests)
     chosen = read_chosen(p)
     assert contents(p.local_dir) == {path: (published / path).read_bytes() for path in chosen.files}

@@ -18,7 +18,7 @@ from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import evicting_run, local_hub
 from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, chosen, hub_of, raw_files
-from tests.hub_process import FETCH, python
+from tests.hub_run import FETCH, python
 
 TODAY = datetime.date.today().isoformat()
 PATHS = ("camera/a.zip", "camera/b.zip", "labels/c.zip")

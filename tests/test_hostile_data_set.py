@@ -44,10 +44,6 @@ def folder(published: Path, tmp_path: Path) -> Path:
     return shutil.copytree(published, tmp_path / "a/b/c/data")
 
 
-def everything_in(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def rename_clip(folder: Path, clip_id: str, *new_ids: str | bytes) -> None:
     """Give a clip another id, or several, in every table and zip, as a data set's maker could."""
     for path in folder.rglob("*.parquet"):
@@ -106,7 +102,7 @@ def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
     rename_clip(folder, CLIP, *BAD_IDS.values())
     for name in ("victim", "victim.npz"):
         (tmp_path / name).write_text("mine")
-    outside = {k: v for k, v in everything_in(tmp_path).items() if "/a/b/c/" not in k}
+    outside = {k: v for k, v in folder_run.content(tmp_path).items() if not k.startswith("a/b/c/")}
     good = {clip_id_of(0), clip_id_of(2)}
     p = Params.from_values(folder_run.values(tmp_path / "a/b/c/outputs", folder))
     found = audit(p, None)
@@ -114,26 +110,17 @@ def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
     for row in found.clips:
         is_good = row["clip_id"] in good
         assert row["state"] in (("sound", "odd") if is_good else ("damaged",))
-        assert is_good or "is no plain name: " in row["reason"]
+        assert is_good or "is no plain name: " in row["reason"] and len(row["clip_id"]) < 100
         assert (row["clip_id"] + row["reason"]).isprintable() and len(row["reason"]) < 500
     download.fetch(p, None)
     assert {c for ids in read_chosen(p).clip_ids.values() for c in ids} == good
     built = build.build(p)
     assert {row["clip_id"]: row["reason"] for row in built.clips} == dict.fromkeys(good, "")
     assert len(runs.states(p)) == len(runs.STAGES)
-    assert {k: v for k, v in everything_in(tmp_path).items() if "/a/b/c/" not in k} == outside
+    assert {
+        k: v for k, v in folder_run.content(tmp_path).items() if not k.startswith("a/b/c/")
+    } == outside
     assert not list(Path("/tmp").glob("avomni_victim*"))
-
-
-@pytest.mark.parametrize("kind", BAD_IDS)
-def test_each_such_id_alone_is_named_with_its_fault(folder: Path, kind: str):
-    rename_clip(folder, CLIP, BAD_IDS[kind])
-    catalog = Catalog.open(folder)
-    ((clip_id, fault),) = catalog.clips.faults.items()
-    assert clip_id in fault and clip_id.isprintable() and len(clip_id) < 100
-    assert catalog.usable(0, ["egomotion"]) == (clip_id_of(0), clip_id_of(2))
-    assert catalog.clip_ids() == (clip_id_of(0), clip_id, clip_id_of(2))
-    assert not catalog.present(clip_id, "egomotion")
 
 
 def test_several_bad_ids_may_even_be_the_same(folder: Path, tmp_path: Path):
@@ -231,12 +218,14 @@ def test_a_template_that_leads_elsewhere_is_refused(folder: Path, template: str)
 
 def test_a_template_is_refused_before_it_is_used(folder: Path, tmp_path: Path):
     change_feature(folder, "egomotion", chunk_path=BAD_CHUNK_PATHS["climbs within"])
-    before = everything_in(tmp_path)
+    before = folder_run.content(tmp_path)
     p = Params.from_values(folder_run.values(tmp_path / "outputs", folder))
     for stage in (audit, download.fetch):
         with pytest.raises(AvomniError, match="the template chunk_path .* is refused: "):
             stage(p, None)
-    assert {k: v for k, v in everything_in(tmp_path).items() if "/.avomni/lock" not in k} == before
+    assert {
+        k: v for k, v in folder_run.content(tmp_path).items() if "/.avomni/lock" not in k
+    } == before
 
 
 def test_a_hubs_template_writes_nothing_outside_the_data_folder(folder: Path, tmp_path: Path):
@@ -309,11 +298,9 @@ def test_a_features_csv_that_is_none_is_one_error(folder: Path, spoil: Callable[
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", "x" * 201, "a\nb"])
 def test_a_feature_is_a_plain_name(folder: Path, name: str):
-    for changes in ({"feature": name}, {"directory": "../" + name}):
-        copy = shutil.copytree(folder, folder.parent / f"copy_{next(iter(changes))}")
-        change_feature(copy, "egomotion", **changes)
-        with pytest.raises(AvomniError, match="is refused"):
-            Catalog.open(copy)
+    change_feature(folder, "egomotion", feature=name)
+    with pytest.raises(AvomniError, match="is refused"):
+        Catalog.open(folder)
 
 
 def test_a_byte_order_mark_is_read(folder: Path, tmp_path: Path):

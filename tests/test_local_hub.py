@@ -2,14 +2,12 @@
 
 import hashlib
 import socket
-import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import errors
 
 from avomni_lib.errors import AvomniError
 from avomni_world.local_hub import PAGE_SIZE
@@ -93,11 +91,6 @@ def test_a_long_tree_comes_in_pages(tmp_path: Path, num_files: int, num_pages: i
         assert sum(r.path == "api:tree" for r in hub.requests) == num_pages
 
 
-def test_paths_info_drops_what_is_not_there(api: huggingface_hub.HfApi):
-    infos = api.get_paths_info(REPO, ["features.csv", "no/such.zip"], repo_type="dataset")
-    assert [info.path for info in infos] == ["features.csv"]
-
-
 def test_files_arrive_whole_and_are_counted(hub: LocalHub, folder: Path, tmp_path: Path):
     path = "labels/egomotion/egomotion.chunk_0000.zip"
     got = huggingface_hub.hf_hub_download(
@@ -125,28 +118,6 @@ def test_a_range_past_the_end_is_refused(hub: LocalHub):
         read(f"{hub.endpoint}/datasets/{REPO}/resolve/main/features.csv", Range="bytes=9999-")
 
 
-def test_gated_files_need_the_right_token(folder: Path):
-    with local_hub.serve(folder, REPO, token="hf_right") as hub:
-        for token, status in ((False, 401), ("hf_wrong", 403)):
-            api = huggingface_hub.HfApi(endpoint=hub.endpoint, token=token)
-            with pytest.raises(errors.GatedRepoError) as caught:
-                api.auth_check(REPO, repo_type="dataset")
-            assert caught.value.response.status_code == status
-            assert api.list_repo_refs(REPO, repo_type="dataset").branches
-        api = huggingface_hub.HfApi(endpoint=hub.endpoint, token="hf_right")
-        api.auth_check(REPO, repo_type="dataset")
-        assert api.whoami()["name"] == "local"
-        assert api.file_exists(REPO, "features.csv", repo_type="dataset")
-
-
-def test_what_does_not_exist_is_said_in_the_clients_words(api: huggingface_hub.HfApi):
-    with pytest.raises(errors.RevisionNotFoundError):
-        api.dataset_info(REPO, revision="no-such-tag")
-    with pytest.raises(errors.RepositoryNotFoundError):
-        api.dataset_info("someone/else")
-    assert not api.file_exists(REPO, "no/such.zip", repo_type="dataset")
-
-
 def test_it_listens_on_this_machine_alone(hub: LocalHub):
     assert hub.endpoint.startswith("http://127.0.0.1:")
     port = int(hub.endpoint.rpartition(":")[2])
@@ -166,21 +137,6 @@ def test_hidden_files_and_folders_above_are_not_served(folder: Path, tmp_path: P
         for path in ("../secret", "%2e%2e/secret", ".features.csv.1.partial"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 read(f"{hub.endpoint}/datasets/{REPO}/resolve/main/{path}")
-
-
-def test_many_clients_at_once_get_their_own_files(hub: LocalHub, folder: Path):
-    paths = list(hub.blobs)
-    got: dict[str, bytes] = {}
-
-    def get(path: str) -> None:
-        got[path] = read(f"{hub.endpoint}/datasets/{REPO}/resolve/{hub.commit}/{path}")[1]
-
-    threads = [threading.Thread(target=get, args=(path,)) for path in paths]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert got == {path: (folder / path).read_bytes() for path in paths}
 
 
 def test_an_empty_folder_and_a_taken_port_are_said(folder: Path, hub: LocalHub, tmp_path: Path):

@@ -24,6 +24,7 @@ from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.own.pack import OwnClip, check, pack
 from avomni_lib.errors import AvomniError
 from tests.published_set import encode_video, frame_bits
+from tests.streams import remuxed
 
 CAMERAS = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
 FRONT = CAMERAS[0]
@@ -422,7 +423,7 @@ def no_videos(folder: Path, video: Path) -> Iterator[tuple[Path, str]]:
     yield put("cut.mp4", content[:40]), "does not open"
     yield put("codec.mp4", content.replace(b"avc1", b"zzzz")), "not known to this build of FFmpeg"
     yield _sound(folder / "sound.mp4"), "has no video"
-    yield _raw(folder / "raw.mp4", video), "ffmpeg -framerate"
+    yield put("raw.mp4", remuxed(content, "h264")), "ffmpeg -framerate"
     yield put("list.mp4", b"ffconcat version 1.0\nfile a.mp4\n"), "no video container"
     os.mkfifo(folder / "pipe.mp4")
     yield folder / "pipe.mp4", "not a regular file"
@@ -441,18 +442,6 @@ def _sound(path: Path) -> Path:
         frame.rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return path
-
-
-def _raw(path: Path, video: Path) -> Path:
-    """The stream without its container, as `ffmpeg -i a.mp4 -c copy a.h264`."""
-    with av.open(str(video)) as source, av.open(str(path), "w", format="h264") as target:
-        stream = source.streams.video[0]
-        copied = target.add_stream_from_template(stream)
-        for packet in source.demux(stream):
-            if packet.size:
-                packet.stream = copied
-                target.mux(packet)
     return path
 
 

@@ -29,6 +29,7 @@ from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 from tests import folder_run
 from tests.published_set import Drive, encode_video, frame_bits, read_frame
+from tests.streams import remuxed
 
 WIDTH, HEIGHT, FPS, NUM_FRAMES = 96, 64, 10, 41
 CAMERAS = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
@@ -144,8 +145,7 @@ def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos
     content = []
     for name in ("a", "b"):
         folder = pack(tmp_path / name, clips, clips_per_chunk=1).folder
-        held = sorted(path for path in folder.rglob("*") if path.is_file())
-        content.append({str(path.relative_to(folder)): path.read_bytes() for path in held})
+        content.append(folder_run.content(folder))
     assert content[0] == content[1]
     assert "camera/camera_front_wide_120fov/camera_front_wide_120fov.chunk_0001.zip" in content[0]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -169,24 +169,19 @@ def test_a_setup_whose_cameras_are_not_there_is_refused_by_their_names(built, tm
     assert "vision.cameras" in str(refused.value)
 
 
-def cut_between_key_frames(video: Path, cut: Path) -> Path:
+def three_earlier(packets: list[av.Packet]) -> list[av.Packet]:
     """As `ffmpeg -ss -c copy` does: the first frames stay in the file, and nobody is shown them."""
-    with av.open(str(video)) as source, av.open(str(cut), "w", format="mp4") as target:
-        stream = source.streams.video[0]
-        copied = target.add_stream_from_template(stream)
-        early = round(3 / 30 / stream.time_base)
-        for packet in source.demux(stream):
-            if packet.dts is not None:
-                packet.pts, packet.dts = packet.pts - early, packet.dts - early
-                packet.stream = copied
-                target.mux(packet)
-    return cut
+    for packet in packets:
+        early = round(3 / 30 / packet.time_base)
+        packet.pts, packet.dts = packet.pts - early, packet.dts - early
+    return packets
 
 
 def test_what_only_a_whole_clip_shows_is_refused_with_its_name(videos, tmp_path):
     """What is wrong with one argument is in tests/test_own_arguments.py."""
     path = videos[0][CAMERAS[0]]
-    cut = cut_between_key_frames(path, path.with_name("cut.mp4"))
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(remuxed(path.read_bytes(), change=three_earlier))
     position = clip_of(0, videos).position_m
     for message, clip in {
         "4-cam also needs camera_rear_right_70fov": clip_of(0, [dict.fromkeys(CAMERAS[:3], path)]),

@@ -82,15 +82,6 @@ def test_users_two_config_files_load_as_they_are(tmp_path: Path, below: list[Pat
     assert (p.download.target_size_gb, p.model.lora_rank, p.vision.window_size) == (150, 64, 16)
 
 
-def test_later_file_wins_key_by_key(tmp_path: Path):
-    below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
-    below.write_text("processing: {stride: 4, sequence_length: 8}\n")
-    above.write_text("processing: {stride: 2}\n")
-    p = Params.from_files([below, above], ["run.name=mine", "processing.sample_hz=5"])
-    assert (p.processing.stride, p.processing.sequence_length) == (2, 8)
-    assert (p.run.name, p.processing.sample_hz) == ("mine", 5.0)
-
-
 def test_every_mistake_is_reported_at_once_with_the_nearest_name():
     with pytest.raises(AvomniError) as caught:
         Params.from_values(
@@ -119,11 +110,6 @@ def test_every_mistake_is_reported_at_once_with_the_nearest_name():
     assert "training.learning_rate: Input should be a finite number" in text
     assert "download.clips.hours.0: Input should be less than or equal to 23" in text
     assert "pydantic" not in text
-
-
-def test_a_parameter_that_is_gone_is_named_as_such():
-    with pytest.raises(AvomniError, match="training.packing: unknown parameter; it is gone"):
-        Params.from_values({"training": {"packing": False}})
 
 
 @pytest.mark.parametrize(

@@ -172,12 +172,17 @@ def test_others_are_where_the_scene_has_them(harbour):
             assert np.hypot(place[0] - x, place[1] - y) < 0.5
 
 
-def test_boxes_are_empty_and_typed(harbour):
+def test_boxes_are_empty_and_columns_typed(harbour):
     _, kit = harbour
     clip_id = kit.clip_index.index[0]
     paths = kit.get_clip_feature_paths(clip_id, CAMERAS[0], members="blurred_boxes")
     boxes = pd.read_parquet(paths["blurred_boxes"])
     assert list(boxes.columns) == ["frame_index", "x1", "y1", "x2", "y2"] and len(boxes) == 0
+    assert boxes.dtypes.astype(str).tolist() == ["int64"] + ["float64"] * 4
+    path = kit.get_clip_feature_paths(clip_id, "egomotion", members="egomotion")["egomotion"]
+    motion = pd.read_parquet(path)
+    assert len(motion.columns) == 15 and isinstance(motion.index, pd.RangeIndex)
+    assert motion.dtypes.astype(str).tolist() == ["int64"] + ["float64"] * 14
 
 
 def seen_at(picture: np.ndarray, near: np.ndarray, reach: int) -> np.ndarray | None:

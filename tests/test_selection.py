@@ -13,8 +13,8 @@ from avomni_lib.dataset.select.selection import Selection, listed, select, selec
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests import local_hub
-from tests.hub_process import REPO
-from tests.hub_process import params as run
+from tests.hub_run import REPO
+from tests.hub_run import params as run
 from tests.local_hub import LocalHub
 from tests.published_set import chunk_path, clip_id_of, listed_clip, write_metadata
 
@@ -117,14 +117,6 @@ def test_only_wanted_clips_are_selected(tmp_path: Path, server: LocalHub):
         assert clip_id in selection.clip_ids[selection.catalog.split_of(clip_id)]
         assert selection.catalog.chunk_of(clip_id) in selection.choice.chunks
     assert "country Germany, hour 8 or 9" in selection.choice.reason
-
-
-def test_a_named_clip_brings_one_chunk(tmp_path: Path, server: LocalHub):
-    p = params(tmp_path, clips={"clip_ids": [clip_id_of(201)]})
-    selection = taken(p, server)
-    assert selection.choice.chunks == (100,)
-    split = SPLITS[201 % 3]
-    assert selection.clip_ids == dict.fromkeys(SPLITS, ()) | {split: (clip_id_of(201),)}
 
 
 def test_the_same_is_offline_without_a_hub(tmp_path: Path, server: LocalHub):

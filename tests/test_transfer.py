@@ -4,9 +4,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.dataset.download import transfer
-from avomni_lib.dataset.download.backoff import Backoff, Retry, Stopped
+from avomni_lib.dataset.download.backoff import Backoff, Retry
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
@@ -41,9 +38,6 @@ class Line:
         self.starts.append(start)
         start = start if self.has_ranges else 0
         yield start, self._blocks(start)
-
-    def distrust(self, remote: RemoteFile) -> None:
-        pass
 
     def _blocks(self, start: int) -> Iterator[bytes]:
         stop = start + self.lives.pop(0) if self.lives else len(self.content)
@@ -98,23 +92,6 @@ def test_bytes_of_two_revisions_never_meet(tmp_path: Path):
     assert line.starts == [0]
 
 
-def test_a_stop_ends_it_within_a_block_and_keeps_what_came(tmp_path: Path):
-    stop = threading.Event()
-
-    class StopsAt(Bar):
-        def update(self, amount: float = 1, note: str = "") -> None:
-            super().update(amount, note)
-            if self.count >= 1000:
-                stop.set()
-
-    with pytest.raises(Stopped):
-        fetch(tmp_path, Line(), bar=StopsAt(), stop=stop)
-    assert transfer.bytes_there(tmp_path, listed()) == 1000
-    line = Line()
-    fetch(tmp_path, line)
-    assert line.starts == [1000]
-
-
 def test_a_file_has_one_owner(tmp_path: Path):
     with transfer.claim(tmp_path, listed()) as mine:
         assert mine is not None
@@ -135,28 +112,6 @@ def test_what_got_its_name_meanwhile_is_not_written_to(tmp_path: Path):
     with open(path, "a+b") as late:
         fetch(tmp_path, Line())
         assert not transfer._is_at(late, path)
-
-
-def test_a_dead_owner_owns_nothing(tmp_path: Path):
-    hold = f"""
-import sys, time
-from pathlib import Path
-from avomni_lib.dataset.download import transfer
-from avomni_lib.dataset.download.remote import RemoteFile
-with transfer.claim(Path(sys.argv[1]), RemoteFile("camera/a.zip", 9, {listed().sha256!r})):
-    print("mine", flush=True)
-    time.sleep(60)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "mine\n"
-    with transfer.claim(tmp_path, listed()) as partial:
-        assert partial is None
-    process.kill()
-    process.wait()
-    with transfer.claim(tmp_path, listed()) as partial:
-        assert partial is not None
 
 
 def lay(folder: Path, remote: RemoteFile, num_bytes: int = 10, idle_s: float = 0.0) -> Path:

@@ -110,12 +110,6 @@ def test_the_filter_that_leaves_nothing_is_named_with_what_there_is(catalog: Cat
     )
 
 
-@pytest.mark.parametrize("key", ["countries", "hours", "clip_ids", "event_clusters", "splits"])
-def test_an_empty_list_is_a_mistake(catalog: Catalog, key: str):
-    with pytest.raises(AvomniError, match=f"download.clips.{key}: an empty list"):
-        wanted_clips(catalog, params(**{key: []}))
-
-
 def test_named_clips_that_cannot_be_used_are_told_all_at_once(tmp_path: Path):
     clips = [
         replace(CLIPS[0], is_valid=False),

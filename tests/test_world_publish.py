@@ -1,6 +1,5 @@
 """A published world: upstream's layout, whole or not at all, the same bytes after any kill."""
 
-import contextlib
 import csv
 import json
 import os
@@ -14,12 +13,12 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.own.layout import chunk_path
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.params.sections import VisionParams
@@ -55,10 +54,10 @@ def published(tmp_path_factory) -> Path:
 
 def test_layout(published):
     chunk_files = {
-        feature.chunk_path.format(chunk_id=chunk)
+        chunk_path(feature).format(chunk_id=chunk)
         for feature in layout.FEATURES
         for chunk in (0, 1)
-        if feature.name not in cameras.BY_NAME or feature.name in FOUR
+        if feature not in cameras.BY_NAME or feature in FOUR
     }
     metadata = {
         *("README.md", "features.csv", "clip_index.parquet"),
@@ -74,11 +73,6 @@ def test_layout(published):
 def test_tables_of_attributes_have_upstreams_columns(published):
     clips = world_clips(world().dataset.world)
     collected = pd.read_parquet(published / "metadata/data_collection.parquet")
-    assert collected.index.name == "clip_id"
-    assert collected.index.tolist() == [clip.clip_id for clip in clips]
-    assert list(collected.columns) == [
-        *("country", "month", "hour_of_day", "platform_class", "radar_config"),
-    ]
     assert collected["month"].dtype == collected["hour_of_day"].dtype == "int64"
     assert collected["radar_config"].isna().all()  # the rig has no radar
     reasoning = pd.read_parquet(published / "reasoning/ood_reasoning.parquet")
@@ -86,20 +80,6 @@ def test_tables_of_attributes_have_upstreams_columns(published):
     assert list(reasoning.columns) == ["feature", "event_cluster", "events", "split"]
     assert reasoning["feature"].tolist() == [cameras.FRONT_WIDE.name]
     assert reasoning["split"].isin(["train", "val"]).all()
-
-
-def test_the_catalog_tells_what_was_published(published):
-    catalog = Catalog.open(published)
-    collected = pd.read_parquet(published / "metadata/data_collection.parquet")
-    clusters = pd.read_parquet(published / "reasoning/ood_reasoning.parquet")["event_cluster"]
-    for clip in world_clips(world().dataset.world):
-        assert catalog.attributes(clip.clip_id) == {
-            "country": collected.at[clip.clip_id, "country"],
-            "month": collected.at[clip.clip_id, "month"],
-            "hour": collected.at[clip.clip_id, "hour_of_day"],
-            "platform": collected.at[clip.clip_id, "platform_class"],
-            "event_cluster": clusters.get(clip.clip_id),
-        }
 
 
 def test_cameras_that_are_not_rendered_are_absent_and_change_no_other(published, tmp_path):
@@ -238,26 +218,6 @@ PUBLISH = (
 )
 
 
-def renderers(process: subprocess.Popen) -> list[psutil.Process]:
-    """Those that have come to work: they have loaded panda3d."""
-    found = []
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            if any("panda3d" in mapped.path for mapped in child.memory_maps()):
-                found.append(child)
-    return found
-
-
-def test_a_renderer_that_is_killed_is_replaced(published, tmp_path):
-    command = [sys.executable, "-c", PUBLISH, world().model_dump_json(), str(tmp_path / "world")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
-        while not (working := renderers(run)):
-            assert run.poll() is None
-        working[0].kill()
-        assert "Traceback" not in run.communicate(timeout=120)[1]
-    assert run.returncode == 0 and hashes(tmp_path / "world") == hashes(published)
-
-
 def test_renderers_that_are_always_killed_end_it_in_words_and_it_goes_on(published, tmp_path):
     """Each is killed when it has a clip to render, by itself: from outside one is too late."""
     script = tmp_path / "script.py"
@@ -278,12 +238,7 @@ def test_renderers_that_are_always_killed_end_it_in_words_and_it_goes_on(publish
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(published, tmp_path):
     folder = tmp_path / "world"
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom avomni_lib.params import Params\n"
-        "from avomni_world.publish.dataset import publish\n"
-        "publish(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))\n"
-    )
-    command = [sys.executable, "-c", script, world().model_dump_json(), str(folder)]
+    command = [sys.executable, "-c", PUBLISH, world().model_dump_json(), str(folder)]
     for wanted in (1, 3):
         run = subprocess.Popen(command)
         deadline = time.monotonic() + 120

@@ -6,21 +6,19 @@ The storage here is a stand-in on 127.0.0.1 (`xet_storage.py`); the real one can
 import hashlib
 import importlib
 import logging
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from avomni_lib.dataset.download import transfer, xet
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
-from tests import local_hub
+from tests import local_hub, xet_storage
 from tests.local_hub import LocalHub
 from tests.xet_storage import XetStorage
 
@@ -31,7 +29,7 @@ HASH = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def storage() -> Iterator[XetStorage]:
-    with XetStorage({HASH: CONTENT}) as storage:
+    with xet_storage.serve({HASH: CONTENT}) as storage:
         yield storage
 
 
@@ -40,7 +38,9 @@ def server(storage: XetStorage, tmp_path: Path) -> Iterator[LocalHub]:
     (tmp_path / "served/camera/a").mkdir(parents=True)
     (tmp_path / "served" / ZIP).write_bytes(CONTENT)
     (tmp_path / "served/features.csv").write_text("small files are not offered\n")
-    with local_hub.serve(tmp_path / "served", REPO, token=TOKEN, xet=storage.address) as server:
+    with local_hub.serve(
+        tmp_path / "served", REPO, token=TOKEN, xet=storage.server.endpoint
+    ) as server:
         yield server
 
 
@@ -59,7 +59,7 @@ def test_large_files_come_by_xet_and_the_hubs_token_stays_with_the_hub(
         assert (tmp_path / "data" / path).read_bytes() == content
     assert server.gets(ZIP) == 0 and server.gets("features.csv") == 1
     assert storage.first_bytes(HASH) == [0]
-    assert not any(TOKEN in asked.authorization for asked in storage.asked)
+    assert not any(TOKEN in secret for secret in storage.server.secrets)
     assert bar.count == len(CONTENT) + (tmp_path / "served/features.csv").stat().st_size
 
 
@@ -104,21 +104,10 @@ def test_what_xet_brings_is_hashed_and_if_wrong_fetched_the_other_way(
         hub.fetch(remote, tmp_path / "again")
 
 
-FETCH = f"""
-import sys
-from pathlib import Path
-from avomni_lib.dataset.download.hub import Hub
-hub = Hub({REPO!r}, sys.argv[1], sys.argv[2], {TOKEN!r})
-hub.fetch(hub.sizes([{ZIP!r}])[{ZIP!r}], Path(sys.argv[3]))
-"""
-
-
-def test_a_user_may_do_without_xet(server: LocalHub, storage: XetStorage, tmp_path: Path):
-    arguments = [server.commit, server.endpoint, str(tmp_path / "data")]
-    environment = os.environ | {"HF_HUB_DISABLE_XET": "1"}
-    subprocess.run([sys.executable, "-c", FETCH, *arguments], env=environment, check=True)
-    assert (tmp_path / "data" / ZIP).read_bytes() == CONTENT
-    assert server.gets(ZIP) == 1 and storage.asked == []
+def test_a_user_may_do_without_xet(server, storage, hub: Hub, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    assert hub.fetch(hub.sizes([ZIP])[ZIP], tmp_path / "data").read_bytes() == CONTENT
+    assert server.gets(ZIP) == 1 and storage.server.asked == []
 
 
 @pytest.mark.parametrize(

@@ -5,56 +5,44 @@ that is 404; the answer names ranges of a packed object ("xorb"), which is a row
 with a head of 8 bytes: version, stored length (3 bytes), scheme (0 is as it is), length (3 bytes).
 """
 
-import json
+import contextlib
 import re
-import threading
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+
+from tests.answering_server import Answer, Answering, Asked, answering
 
 CHUNK = 1 << 16
 XORB = "b" * 64
 
 
-@dataclass
-class Asked:
-    path: str
-    range: str
-    authorization: str
-
-
 class XetStorage:
-    """Serves these contents by their hashes; use it as a context manager.
+    """Serves these contents by their hashes.
 
     Attributes:
-        asked: Every request so far.
+        server: It, running.
         is_lost: Answer 404 to everything.
         flips: Spoil one bit of what is sent.
     """
 
-    def __init__(self, contents: dict[str, bytes]):
-        self.contents, self.asked = contents, []
-        self.is_lost = self.flips = False
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.storage = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+    server: Answering
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+    def __init__(self, contents: dict[str, bytes]):
+        self.contents = contents
+        self.is_lost = self.flips = False
+
+    def answer(self, asked: Asked) -> Answer:
+        kind, _, content_hash = asked.strip("/").rpartition("/")
+        start, stop = (int(place) for place in re.findall(r"\d+", asked.range) or (0, 0))
+        if kind == "xorb" and not self.is_lost:
+            return Answer(self.packed(content_hash)[start : stop + 1], 206)
+        if kind != "v1/reconstructions" or self.is_lost:
+            return Answer(status=404)
+        return Answer(self.reconstruction(content_hash, start, stop + 1))
 
     def first_bytes(self, content_hash: str) -> list[int]:
         """Where each request for a file's content began."""
         path = f"/v1/reconstructions/{content_hash}"
-        return [int(re.findall(r"\d+", a.range)[0]) for a in self.asked if a.path == path]
-
-    def __enter__(self) -> "XetStorage":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        return [int(re.findall(r"\d+", a.range)[0]) for a in self.server.asked if a == path]
 
     def reconstruction(self, content_hash: str, start: int, stop: int) -> dict:
         content = self.contents[content_hash]
@@ -73,7 +61,7 @@ class XetStorage:
                 XORB: [
                     {
                         "range": chunks,
-                        "url": f"{self.address}/xorb/{content_hash}",
+                        "url": f"{self.server.endpoint}/xorb/{content_hash}",
                         "url_range": {
                             "start": first * (CHUNK + 8),
                             "end": len(self.packed(content_hash, last)) - 1,
@@ -95,32 +83,8 @@ class XetStorage:
         return bytes(packed)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        storage: XetStorage = self.server.storage
-        asked = self.headers.get("Range", "")
-        storage.asked.append(Asked(self.path, asked, self.headers.get("Authorization", "")))
-        kind, _, content_hash = self.path.strip("/").rpartition("/")
-        start, stop = (int(place) for place in re.findall(r"\d+", asked) or (0, 0))
-        if storage.is_lost or kind not in ("v1/reconstructions", "xorb"):
-            self._answer(404, b"")
-        elif kind == "xorb":
-            self._answer(206, storage.packed(content_hash)[start : stop + 1])
-        else:
-            answer = storage.reconstruction(content_hash, start, stop + 1)
-            self._answer(200, json.dumps(answer).encode())
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self._answer(200, b"")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+@contextlib.contextmanager
+def serve(contents: dict[str, bytes]) -> Iterator[XetStorage]:
+    storage = XetStorage(contents)
+    with answering(storage.answer) as storage.server:
+        yield storage

@@ -8,7 +8,7 @@ down, z out of the lens; the rig's is x forward, y left, z up, with its origin b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -115,11 +115,6 @@ def _lens(
         yield Finding(ODD, "another field of view than its name says", reason)
 
 
-def sensors(feature: str, camera_names: Sequence[str]) -> tuple[str | None, ...]:
-    """The sensors for which a clip must have a row in a table."""
-    return tuple(camera_names) if TABLES[feature][0] else (None,)
-
-
 class CalibrationTable:
     """A chunk's calibration table: columns of numbers, indexed by (clip_id, sensor).
 
@@ -143,15 +138,19 @@ class CalibrationTable:
             if pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
         }
 
-    def count(self, clip_id: str, sensor: str | None) -> int:
-        """Number of rows of a sensor of a clip."""
-        return self._count[clip_id, sensor]
-
-    def row(self, clip_id: str, sensor: str | None) -> dict[str, float] | None:
-        """The numbers of a row; None unless there is exactly one."""
-        place = self._place.get((clip_id, sensor))
-        if place is None or self.count(clip_id, sensor) > 1:
+    def fault(self, clip_id: str, sensor: str | None) -> tuple[str, str] | None:
+        """(kind, reason) unless there is exactly one row of a sensor of a clip."""
+        count = self._count[clip_id, sensor]
+        if count == 1:
             return None
+        reason = f"has {f'{count} rows' if count else 'no row'}" + (
+            f" of {sensor}" if sensor else ""
+        )
+        return "rows that contradict" if count else "no row", reason
+
+    def row(self, clip_id: str, sensor: str | None) -> dict[str, float]:
+        """The numbers of a row without `fault`."""
+        place = self._place[clip_id, sensor]
         return {name: values[place].item() for name, values in self._columns.items()}
 
 

@@ -17,18 +17,14 @@ class Camera:
     fov_deg: int
 
 
-FRONT_WIDE, FRONT_TELE, CROSS_LEFT, CROSS_RIGHT, REAR_LEFT, REAR_RIGHT, REAR_TELE = (
-    Camera(name, label, fov_deg)
-    for name, (label, fov_deg) in zip(
-        grids.NAMES,
-        (
-            *(("front wide", 120), ("front tele", 30), ("cross left", 120), ("cross right", 120)),
-            *(("rear left", 70), ("rear right", 70), ("rear tele", 30)),
-        ),
-        strict=True,
-    )
-)
-CAMERAS = (FRONT_WIDE, FRONT_TELE, CROSS_LEFT, CROSS_RIGHT, REAR_LEFT, REAR_RIGHT, REAR_TELE)
+def _camera(name: str) -> Camera:
+    """Its name, such as `camera_front_wide_120fov`, says all."""
+    _, side, kind, fov = name.split("_")
+    return Camera(name, f"{side} {kind}", int(fov.removesuffix("fov")))
+
+
+CAMERAS = tuple(map(_camera, grids.NAMES))
+FRONT_WIDE, FRONT_TELE, CROSS_LEFT, CROSS_RIGHT, REAR_LEFT, REAR_RIGHT, REAR_TELE = CAMERAS
 BY_NAME = {camera.name: camera for camera in CAMERAS}
 OWN = "own"  # the name of all grids that are no preset
 

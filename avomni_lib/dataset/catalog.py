@@ -51,14 +51,12 @@ class Feature:
     """A sensor or label stream, and the names of its files.
 
     Attributes:
-        directory: Its group: labels, calibration, camera, lidar, radar.
         chunk_path: Template of a chunk's file, with `{chunk_id:04d}`.
         members: Kind -> template of a clip's member in the chunk's zip, with `{clip_id}`; empty if
             a chunk's file is a parquet table.
     """
 
     name: str
-    directory: str
     chunk_path: str
     members: Mapping[str, str]
 
@@ -73,7 +71,7 @@ def read_features(path: Path) -> dict[str, Feature]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 members = json.loads(row["clip_files_in_zip"] or "{}")
-                feature = Feature(row["feature"], row["directory"], row["chunk_path"], members)
+                feature = Feature(row["feature"], row["chunk_path"], members)
                 _check(feature, str(path))
                 if feature.name in features:
                     raise AvomniError(f"feature {feature.name} is listed twice", where=str(path))
@@ -91,9 +89,7 @@ def read_features(path: Path) -> dict[str, Feature]:
 
 def _check(feature: Feature, path: str) -> None:
     names.need("the name of a feature", feature.name, names.name_fault(feature.name), path)
-    where = f"{feature.name} in {path}"
-    directory, members = feature.directory, feature.members
-    names.need("the directory", directory, names.path_fault(directory), where)
+    where, members = f"{feature.name} in {path}", feature.members
     fault = names.template_fault(feature.chunk_path, "chunk_id")
     names.need("the template chunk_path", feature.chunk_path, fault, where)
     fault = None if isinstance(members, dict) else "it is not an object of names"
@@ -219,9 +215,9 @@ class Catalog:
         """The valid clips with data in the chunk's file of the feature."""
         return self.usable(chunk, [feature])
 
-    def parts(self, feature: str, clip_ids: Iterable[str]) -> tuple[Any, ...]:
-        """The clips' parts of a file for the audit (`lerobot.clip.Part`); empty for the data set's
-        zips and tables, which the audit reads itself."""
+    def parts(self, clip_ids: Iterable[str]) -> tuple[Any, ...]:
+        """The clips as `lerobot.clip.EpisodeEntry`, which check their parts of a file; empty for
+        the data set's zips and tables, which the audit reads itself."""
         return ()
 
     def remarks(self) -> Iterator[Finding]:

@@ -126,13 +126,9 @@ class Clip:
         with self._mended(feature):
             state = path.stat()
             rows = _calibration(path, key, state.st_size, state.st_mtime_ns)
-            row = rows.row(self.clip_id, sensor)
-        if row is None:
-            count = rows.count(self.clip_id, sensor)
-            reason = f"{feature} has {f'{count} rows' if count else 'no row'}"
-            reason += f" of {sensor}" if sensor else ""
-            raise AvomniError(reason, where=self._where(feature))
-        return row
+        if fault := rows.fault(self.clip_id, sensor):
+            raise AvomniError(f"{feature} {fault[1]}", where=self._where(feature))
+        return rows.row(self.clip_id, sensor)
 
 
 def open_clip(folder: Path, catalog: Catalog, clip_id: str) -> Clip:

@@ -51,10 +51,6 @@ class Finding:
         """Whether it is about the file as such, so that fetching it again may help."""
         return self.reach in (FILE, WHOLE, MEMBER)
 
-    def hits(self, clip_id: str) -> bool:
-        """Whether it affects the clip."""
-        return self.reach == WHOLE or bool(self.clip_id) and self.clip_id == clip_id
-
 
 def worst(findings: Iterable[Finding]) -> str | None:
     """The worst severity, ignoring `noted`; None if there is no fault."""

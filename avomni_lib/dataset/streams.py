@@ -6,7 +6,7 @@ Formats: ISO/IEC 14496-15 (length-prefixed NAL units in mp4), ITU-T H.264 7.3.1 
 
 FFmpeg selects a demuxer by a file's content. A playlist (ffconcat, HLS, DASH), a session
 description (SDP) or a pattern of image names could thereby make it open other files and addresses.
-So `open_video` recognises self-contained container formats by their first bytes and passes the
+So `opened` recognises self-contained container formats by their first bytes and passes the
 demuxer's name to FFmpeg, with all protocols disabled and external tracks of QuickTime files
 (`dref`) ignored.
 """
@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -114,38 +113,6 @@ class Walked:
     facts: dict[str, Any]
     findings: list[Finding]
     times_us: np.ndarray
-
-
-@contextlib.contextmanager
-def opened(source: Source) -> Iterator[tuple[InputContainer, Callable[[int, int], bytes]]]:
-    """Open a video; yields its container, and a function (offset, length) -> bytes of the file.
-
-    Raises:
-        NotVideo: as `open_video`.
-        OSError: the file cannot be read.
-    """
-
-    source = source.path if isinstance(source, TimeRange) else source
-
-    def open_part() -> Any:
-        if isinstance(source, bytes):
-            return io.BytesIO(source)
-        return source.open() if isinstance(source, ByteRange) else open(source, "rb")
-
-    name = None if isinstance(source, bytes) else str(getattr(source, "path", source))
-    with contextlib.ExitStack() as stack:
-        # `open_video` opens paths itself, as it checks that they are regular files.
-        content = source if isinstance(source, Path) else stack.enter_context(open_part())
-        container = stack.enter_context(open_video(content, name))
-        # A second handle, as the demuxer uses the position of the first one.
-        aside = stack.enter_context(open_part())
-
-        def peek(offset: int, length: int) -> bytes:
-            aside.seek(offset)
-            read: bytes = aside.read(length)
-            return read
-
-        yield container, peek
 
 
 @dataclass
@@ -435,15 +402,15 @@ class NotVideo(AvomniError):
 
 
 @contextlib.contextmanager
-def open_video(
-    source: str | Path | bytes | BinaryIO, name: str | None = None
-) -> Iterator[InputContainer]:
+def opened(source: Source) -> Iterator[tuple[InputContainer, Callable[[int, int], bytes]]]:
     """Open a video for reading; no other files or addresses are read.
 
     Args:
-        source: The path of a file (never a URL or pattern, even `a:b.mp4` or `%d.mp4`); a file's
-            bytes; or a seekable binary file, which stays open.
-        name: The name in errors; by default the path.
+        source: The path of a file (never a URL or pattern, even `a:b.mp4` or `%d.mp4`), a part of
+            one, or a file's bytes.
+
+    Returns:
+        Its container, and a function (offset, length) -> bytes of the file.
 
     Raises:
         NotVideo: it is empty, none of `NAMES`, or FFmpeg cannot open it as such.
@@ -451,17 +418,20 @@ def open_video(
     """
     import av
 
+    place = source.path if isinstance(source, TimeRange) else source
+    name = None if isinstance(place, bytes) else str(getattr(place, "path", place))
+
+    def open_part() -> Any:
+        if isinstance(place, bytes):
+            return io.BytesIO(place)
+        return place.open() if isinstance(place, ByteRange) else open(place, "rb")
+
+    # Opening a pipe would block, and opening a folder gives no clear error.
+    if isinstance(place, Path) and not stat.S_ISREG(place.stat().st_mode):
+        raise NotVideo("not a regular file", where=name)
     with contextlib.ExitStack() as stack:
-        if isinstance(source, bytes):
-            file: BinaryIO = io.BytesIO(source)
-        elif isinstance(source, str | Path):
-            name = name or str(source)
-            # Opening a pipe would block, and opening a folder gives no clear error.
-            if not stat.S_ISREG(os.stat(source).st_mode):
-                raise NotVideo("not a regular file", where=name)
-            file = stack.enter_context(open(source, "rb"))
-        else:
-            file = source
+        # Two handles, as the demuxer uses the position of the first one.
+        file, aside = (stack.enter_context(open_part()) for _ in range(2))
         head = file.read(HEAD_BYTES)
         file.seek(0)
         if not head:
@@ -484,4 +454,10 @@ def open_video(
         except (av.FFmpegError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise NotVideo(f"the {kind} does not open: {reason}", where=name) from None
-        yield stack.enter_context(container)
+
+        def peek(offset: int, length: int) -> bytes:
+            aside.seek(offset)
+            read: bytes = aside.read(length)
+            return read
+
+        yield stack.enter_context(container), peek

@@ -51,10 +51,7 @@ def figures(p: Params, table: pa.Table, windows: Any) -> dict[str, Any] | None:
         for line, estimate in zip(lines, means, strict=True):
             line[measure] = estimate.value
             line[f"{measure}_interval"] = [estimate.low, estimate.high]
-    lines += [
-        {"name": quoted.name, "quoted": True, "source": quoted.source, **quoted.values}
-        for quoted in asked.quoted
-    ]
+    lines += [{"quoted": True, **row} for row in asked.quoted]
     last_us = np.array([int(windows.times_us(i)[-1]) for i in range(len(windows))])
     return {
         "name": asked.name,

@@ -268,8 +268,7 @@ def _from_raw_files(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str]
     sources, firsts = {}, {}
     for camera in cameras.grid(p.vision.cameras).cameras:
         path = folder / f"{camera.name}.mp4"
-        with files.write_whole(path) as file:
-            file.write(clip.video(camera.name).read())
+        files.write_bytes(path, clip.video(camera.name).read())
         sources[camera.name] = str(path)
         firsts[camera.name] = int(clip.timestamps(camera.name)[0])
     return sources, firsts

@@ -193,11 +193,6 @@ class Params(Section):
         return NOT_ANONYMISED if is_free else CONFIDENTIAL
 
     @property
-    def is_ours_to_show(self) -> bool:
-        """Whether all output of the run is our own rendering, which needs no notice."""
-        return self.notice is None
-
-    @property
     def run_dir(self) -> Path:
         return files.resolve(self.run.outputs_dir) / self.run.name
 

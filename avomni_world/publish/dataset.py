@@ -81,7 +81,7 @@ def strays(clip: WorldClip, world: WorldParams) -> bool:
 
 def expected_bytes(world: WorldParams) -> int:
     """Estimated size of what `publish` writes, in bytes."""
-    clip_bytes = sum(world_clip_bytes(world, each.name) for each in layout.published(world))
+    clip_bytes = sum(world_clip_bytes(world, name) for name in layout.published(world))
     return int(clip_bytes * world.num_chunks * world.clips_per_chunk)
 
 
@@ -166,11 +166,11 @@ def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
     clip, part, world = job
     scene = _scene(clip, world)
     renderer = _renderer(world.width, world.height, world.camera_names)
-    recorded = recording.record(scene, clip.clip_id, renderer, world.codec)
-    beside = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
+    members, calibration = recording.record(scene, clip.clip_id, renderer, world.codec)
+    members[layout.CALIBRATION] = json.dumps(calibration).encode()
     if scene.event:
-        beside[layout.EVENTS] = scene.event.json.encode()
-    packed.write_zip(part, (recorded.members | beside).items())
+        members[layout.EVENTS] = scene.event.json.encode()
+    packed.write_zip(part, members.items())
     return True
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from avomni_lib import files
 from avomni_lib.dataset import calibration, cameras
+from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.dataset.own import layout as packed
 from avomni_lib.params.sections import WorldParams
 from avomni_world.publish import tables
@@ -21,47 +23,13 @@ INTRINSICS = (*calibration.SIZE, *calibration.BW, *calibration.FW)
 TEXT, WHOLE, FLOAT, TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 
-@dataclass(frozen=True)
-class PublishedFeature:
-    """One feature of the data set.
-
-    Attributes:
-        directory: labels, calibration or camera.
-        members: Kind -> suffix of a member's name after the feature's; empty for tables.
-        index: Of a calibration table.
-        columns: Of a calibration table.
-    """
-
-    name: str
-    directory: str
-    members: dict[str, str]
-    index: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-
-    @property
-    def chunk_path(self) -> str:
-        """Path template of one chunk, with `{chunk_id:04d}`."""
-        ending = "zip" if self.members else "parquet"
-        return f"{self.directory}/{self.name}/{self.name}.chunk_{{chunk_id:04d}}.{ending}"
-
-    def member(self, clip_id: str, kind: str) -> str:
-        return f"{clip_id}.{self.name}{self.members[kind]}"
-
-
-CAMERA = {"video": ".mp4", "frame_timestamps": ".timestamps.parquet"}
-CAMERA["blurred_boxes"] = ".blurred_boxes.parquet"
-FEATURES = (
-    PublishedFeature("egomotion", "labels", {"egomotion": ".parquet"}),
-    PublishedFeature("obstacle.offline", "labels", {"obstacle.offline": ".parquet"}),
-    PublishedFeature(
-        "camera_intrinsics", "calibration", {}, ("clip_id", "camera_name"), INTRINSICS
-    ),
-    PublishedFeature(
-        "sensor_extrinsics", "calibration", {}, ("clip_id", "sensor_name"), calibration.POSE
-    ),
-    PublishedFeature("vehicle_dimensions", "calibration", {}, ("clip_id",), calibration.VEHICLE),
-    *(PublishedFeature(camera, "camera", CAMERA) for camera in sorted(cameras.BY_NAME)),
-)
+# Feature -> kind -> ending of a clip's member in its zip; empty for tables.
+CAMERA = packed.CAMERA_MEMBERS | {"blurred_boxes": "blurred_boxes.parquet"}
+FEATURES: dict[str, dict[str, str]] = {
+    **{label: {label: "parquet"} for label in (packed.EGOMOTION, OBSTACLES)},
+    **dict.fromkeys(calibration.TABLES, {}),
+    **dict.fromkeys(sorted(cameras.BY_NAME), CAMERA),
+}
 
 
 @dataclass(frozen=True)
@@ -75,10 +43,15 @@ class WorldClip:
     split: str
 
 
-def published(world: WorldParams) -> list[PublishedFeature]:
+def published(world: WorldParams) -> list[str]:
     """The features of the world's clips; the tables list the other cameras as absent."""
     absent = set(cameras.BY_NAME).difference(world.camera_names)
-    return [feature for feature in FEATURES if feature.name not in absent]
+    return [feature for feature in FEATURES if feature not in absent]
+
+
+def _members(feature: str, clip_id: str) -> dict[str, str]:
+    """Kind -> name of the clip's member."""
+    return {kind: f"{clip_id}.{feature}.{ending}" for kind, ending in FEATURES[feature].items()}
 
 
 def assemble(
@@ -103,34 +76,32 @@ def assemble(
             if EVENTS in part.namelist()
         }
         for feature in published(world):
-            path = folder / feature.chunk_path.format(chunk_id=chunk)
-            if feature.members:
-                names = (
-                    (part, feature.member(clip_id, kind))
-                    for clip_id, part in mine
-                    for kind in feature.members
-                )
-                packed.write_zip(path, ((name, part.read(name)) for part, name in names))
-            else:
-                packed.write(path, _calibration_table(feature, rows_of))
+            path = folder / packed.chunk_path(feature).format(chunk_id=chunk)
+            if feature in calibration.TABLES:
+                files.write_bytes(path, _calibration_table(feature, rows_of))
+                continue
+            names = ((p, name) for i, p in mine for name in _members(feature, i).values())
+            packed.write_zip(path, ((name, part.read(name)) for part, name in names))
         for _, part in mine:
             part.close()
     for name, data in _metadata(clips, world, events):
-        packed.write(folder / name, data)
+        files.write_bytes(folder / name, data)
 
 
-def _calibration_table(feature: PublishedFeature, rows_of: dict[str, dict]) -> bytes:
+def _calibration_table(feature: str, rows_of: dict[str, dict]) -> bytes:
     rows = [
         (clip_id, sensor, *values)
         for clip_id, features in rows_of.items()
-        for sensor, values in features[feature.name].items()
+        for sensor, values in features[feature].items()
     ]
-    keys = feature.index if len(feature.index) == 2 else (*feature.index, None)
-    columns = dict(zip((*keys, *feature.columns), zip(*rows, strict=True), strict=True))
-    types = dict.fromkeys(feature.columns, FLOAT) | dict.fromkeys(feature.index, TEXT)
-    if feature.name == "camera_intrinsics":
+    key, names = calibration.TABLES[feature]
+    names = INTRINSICS if feature == "camera_intrinsics" else names
+    columns = dict(zip(("clip_id", key, *names), zip(*rows, strict=True), strict=True))
+    index = ["clip_id", key] if key else ["clip_id"]
+    types = dict.fromkeys(names, FLOAT) | dict.fromkeys(index, TEXT)
+    if feature == "camera_intrinsics":
         types |= {"width": WHOLE, "height": WHOLE}
-    return tables.parquet(columns, types, feature.index)
+    return tables.parquet(columns, types, index)
 
 
 def _metadata(
@@ -142,8 +113,7 @@ def _metadata(
         types = {name: kind for name, (kind, _) in columns.items()}
         return tables.parquet(values, types, ["clip_id"])
 
-    members = {f.name: {kind: f.member("{clip_id}", kind) for kind in f.members} for f in FEATURES}
-    features = [(f.name, f.chunk_path, members[f.name]) for f in FEATURES]
+    features = ((name, packed.chunk_path(name), _members(name, "{clip_id}")) for name in FEATURES)
     yield "features.csv", packed.features_csv(features)
     everywhere = TRUTH, [True] * len(clips)
     index = {
@@ -162,7 +132,7 @@ def _metadata(
     }
     yield "metadata/data_collection.parquet", table(clips, collected)
     there = published(world)
-    presence = {each.name: (TRUTH, [each in there] * len(clips)) for each in FEATURES}
+    presence = {name: (TRUTH, [name in there] * len(clips)) for name in FEATURES}
     yield "metadata/feature_presence.parquet", table(clips, presence)
     clusters = {c.clip_id: each.event_cluster for c, each in zip(clips, of, strict=True)}
     special = [clip for clip in clips if clusters[clip.clip_id]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import av
 import numpy as np
@@ -42,20 +41,6 @@ EGO_BEFORE_US = (45_000, 140_000)
 EGO_AFTER_US = 10_300_000  # past the clip's length
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One clip, ready to be published.
-
-    Attributes:
-        members: File name -> bytes, for the stored zips.
-        calibration: Feature -> sensor -> a row's values in the order of the feature's columns; the
-            row of `vehicle_dimensions` has no sensor and is found under "".
-    """
-
-    members: dict[str, bytes]
-    calibration: dict[str, dict[str, list[float]]]
-
-
 def num_frames(seconds: float) -> int:
     """Frames of each camera in a clip of this length."""
     return round(seconds * FPS) + EXTRA_FRAMES
@@ -81,12 +66,18 @@ def egomotion_clock(seed: int, seconds: float) -> np.ndarray:
     return clock[: int(np.searchsorted(clock, end)) + 1]
 
 
-def record(scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264") -> Recording:
+def record(
+    scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264"
+) -> tuple[dict[str, bytes], dict[str, dict[str, list[float]]]]:
     """Drive through a scene with the cameras on.
 
     Args:
         renderer: For the recorded cameras, in the rig's order.
         codec: Of `CODECS`.
+
+    Returns:
+        File name -> bytes, for the stored zips; and feature -> sensor -> a row's values in the
+        order of the feature's columns (`vehicle_dimensions` has no sensor: "").
     """
     renderer.open(scene)
     # A camera's clock does not depend on which others are recorded.
@@ -107,10 +98,10 @@ def record(scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264") 
         )
     members[f"{clip_id}.egomotion.parquet"] = tables.parquet(
         scene.egomotion(egomotion_clock(scene.seed, scene.seconds)),
-        tables.floats(EGOMOTION_COLUMNS, timestamp=pa.int64()),
+        dict.fromkeys(EGOMOTION_COLUMNS, pa.float64()) | {"timestamp": pa.int64()},
     )
     members[f"{clip_id}.obstacle.offline.parquet"] = obstacles.table(scene)
-    return Recording(members, _calibration(scene, renderer))
+    return members, _calibration(scene, renderer)
 
 
 def _calibration(scene: Scene, renderer: Renderer) -> dict[str, dict[str, list[float]]]:

@@ -70,8 +70,3 @@ def _pandas_note(schema: pa.Schema, index: Sequence[str]) -> dict:
         "creator": {"library": "pyarrow", "version": "0"},
         "pandas_version": "2.2.0",
     }
-
-
-def floats(names: Sequence[str], **others: pa.DataType) -> dict[str, pa.DataType]:
-    """Types of a table whose columns are all float64 except `others`."""
-    return {name: others.get(name, pa.float64()) for name in names}

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from avomni_lib import files
 from avomni_lib.dataset import calibration, checks
 from avomni_lib.dataset.calibration import CalibrationTable
 from avomni_lib.dataset.catalog import OBSTACLES
@@ -39,7 +40,6 @@ from avomni_lib.errors import AvomniError
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 1 << 20
 # Members without which 03_etl leaves a clip out. Labels of other road users are optional; other
 # members are not read.
 NEEDED = ("video", "frame_timestamps", "egomotion")
@@ -181,17 +181,14 @@ def _table(job: FileJob) -> Iterator[Finding]:
     looked_at = set(job.wanted) if job.is_full and not absent else set()
     for clip_id in job.clip_ids:
         sizes = job.beside.get(clip_id, {}).get("sizes", {})
-        for sensor in calibration.sensors(job.feature, job.cameras):
-            count, values = table.count(clip_id, sensor), table.row(clip_id, sensor)
-            if values is not None and clip_id in looked_at:
-                name, size = sensor or "vehicle", sizes.get(sensor)
-                for finding in calibration.row(job.feature, name, values, size):
+        for sensor in job.cameras if key else (None,):
+            if fault := table.fault(clip_id, sensor):
+                reason = f"{job.feature} {fault[1]}"
+                yield Finding(DAMAGED, fault[0], reason, MEMBER, clip_id=clip_id)
+            elif clip_id in looked_at:
+                values, size = table.row(clip_id, sensor), sizes.get(sensor)
+                for finding in calibration.row(job.feature, sensor or "vehicle", values, size):
                     yield dataclasses.replace(finding, clip_id=clip_id)
-            elif count != 1:
-                what = "rows that contradict" if count else "no row"
-                reason = f"{job.feature} has {f'{count} rows' if count else 'no row'}"
-                reason += f" of {sensor}" if sensor else ""
-                yield Finding(DAMAGED, what, reason, MEMBER, clip_id=clip_id)
     if unknown := table.clip_ids - {None, *job.clip_ids, *job.denied, *job.ignored}:
         yield Finding(ODD, "a row of no clip", f"a row of no clip: {_first(unknown)}", FILE)
 
@@ -212,12 +209,12 @@ class _Pass:
         self.hash = self.remote.new_hash()
         # The sha256 is always computed, even if the source only lists git's blob id.
         self.sha256 = self.hash if self.hash.name == "sha256" else hashlib.sha256()
-        self._buffer = memoryview(bytearray(BLOCK_BYTES))
+        self._buffer = memoryview(bytearray(files.BLOCK_BYTES))
 
     def blocks(self, count: float = math.inf) -> Iterator[memoryview]:
         """Yield up to `count` bytes in blocks; a block is valid until the next one is read."""
         while count > 0:
-            length = self._file.readinto(self._buffer[: min(count, BLOCK_BYTES)])
+            length = self._file.readinto(self._buffer[: min(count, files.BLOCK_BYTES)])
             if not length:
                 return
             for digest in {self.hash, self.sha256}:
@@ -259,10 +256,9 @@ def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str,
         for _ in passed.blocks():
             pass
         for part in job.parts:
-            clip_id = part.episode.clip_id
-            beside = job.beside.get(clip_id, {})
-            facts[clip_id], more = part.look(job.place, beside, job.horizon_s)
-            _add(findings, clip_id, more)
+            beside = job.beside.get(part.clip_id, {})
+            facts[part.clip_id], more = part.look(job.feature, job.place, beside, job.horizon_s)
+            _add(findings, part.clip_id, more)
     for _ in passed.blocks():
         pass
 

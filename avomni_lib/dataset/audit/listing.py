@@ -95,7 +95,7 @@ class Listing:
             inside = catalog.clips_in(feature, chunk)
             usable = set(catalog.usable(chunk, selection.features))
             wanted = tuple(c for c in inside if c in self._chosen or c not in usable)
-            parts = catalog.parts(feature, [c for c in inside if c in self._chosen])
+            parts = catalog.parts([c for c in inside if c in self._chosen])
             more = {
                 "feature": feature,
                 "chunk": chunk,
@@ -103,7 +103,7 @@ class Listing:
                 "clip_ids": inside,
                 "denied": tuple(sorted(set(catalog.clip_ids(chunk)) - set(inside))),
                 "ignored": tuple(self._invalid[chunk]),
-                "wanted": tuple(part.episode.clip_id for part in parts) or wanted,
+                "wanted": tuple(part.clip_id for part in parts) or wanted,
                 "parts": parts,
                 "cameras": tuple(name for name in selection.features if name in cameras.BY_NAME),
                 "horizon_s": p.processing.horizon_s,

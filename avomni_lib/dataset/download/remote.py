@@ -9,8 +9,6 @@ from typing import Any
 
 from avomni_lib.dataset import names
 
-BLOCK_BYTES = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
@@ -57,11 +55,10 @@ class RemoteFile:
 
     def differs(self, content: Path) -> str | None:
         """Why the file at `content` is not this one, or None; reads the whole file."""
-        size, content_hash = content.stat().st_size, self.new_hash()
+        size, content_hash = content.stat().st_size, None
         if size == self.size and self.content_id is not None:
             with open(content, "rb") as file:
-                while block := file.read(BLOCK_BYTES):
-                    content_hash.update(block)
+                content_hash = hashlib.file_digest(file, self.new_hash)
         return self.wrong(size, content_hash)
 
 

@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING
 
 from avomni_lib import files
 from avomni_lib.dataset.download.backoff import Retry, Stopped, check
-from avomni_lib.dataset.download.remote import BLOCK_BYTES, RemoteFile
+from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -61,7 +61,7 @@ class Partial:
     def recall(self, stop: threading.Event | None = None) -> None:
         """Hash the bytes left by earlier processes; restarts if there are too many."""
         self.file.seek(0)
-        while block := self.file.read(BLOCK_BYTES):
+        while block := self.file.read(files.BLOCK_BYTES):
             check(stop)
             self.size += len(block)
             self.hash.update(block)

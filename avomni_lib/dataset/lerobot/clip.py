@@ -50,6 +50,36 @@ class EpisodeEntry:
         """(length,) int64 µs of its rows and frames; the layout requires a constant rate."""
         return microseconds(np.arange(self.length) / self.fps)
 
+    def look(
+        self, feature: str, path: Path, beside: Mapping[str, Any], horizon_s: float
+    ) -> tuple[dict[str, Any], list[Finding]]:
+        """Check its part of a file for the audit; facts and findings as for a member of a zip.
+
+        Args:
+            beside: `span_us` shown by all cameras, if known.
+        """
+        times_us = self.times_us
+        if feature in self.spans:
+            start_s, stop_s = self.spans[feature]
+            walked = checks.video(TimeRange(path, start_s, stop_s, self.fps))
+            facts, faults = checks.clock(times_us)
+            facts, faults = walked.facts | facts, [*walked.findings, *faults]
+            if walked.facts and len(walked.times_us) != len(times_us):
+                reason = f"the mp4 shows {len(walked.times_us)} frames from {start_s:g} to "
+                reason += f"{stop_s:g} s, and the episode has {len(times_us)}"
+                faults.append(Finding(DAMAGED, "frames and rows differ in number", reason))
+            elif walked.facts:
+                faults += checks.agree(walked.times_us, times_us, walked.facts["tick_us"])
+        else:
+            try:
+                columns, faults = read_motion(path, self)
+            except AvomniError as error:
+                return {}, [Finding(DAMAGED, "the rows are not as agreed", error.what)]
+            first_us, last_us = beside.get("span_us", (int(times_us[0]), int(times_us[-1])))
+            facts, more = checks.egomotion(columns, first_us, last_us, horizon_s)
+            faults += more
+        return facts, [finding for finding in faults if finding.what not in findings.USUAL]
+
 
 class EpisodeClip(Clip):
     """An episode on the disk; methods and errors as `Clip`'s."""
@@ -88,9 +118,7 @@ class EpisodeClip(Clip):
         size = self.catalog.info.size(key) if key in self.catalog.info.features else (2, 2)
         content = own_layout.stand_in(feature, {self.clip_id: {name: size}})
         table = calibration.CalibrationTable(content, calibration.TABLES[feature][0], feature)
-        row = table.row(self.clip_id, sensor)
-        assert row is not None
-        return row
+        return table.row(self.clip_id, sensor)
 
 
 def read_motion(path: Path, episode: EpisodeEntry) -> tuple[dict[str, np.ndarray], list[Finding]]:
@@ -152,41 +180,3 @@ def _array(column: pa.ChunkedArray, episode: EpisodeEntry) -> np.ndarray:
     return np.array(
         [[np.nan if value is None else value for value in values] for values in rows], np.float64
     )
-
-
-@dataclass(frozen=True)
-class Part:
-    """An episode's part of one file, for the audit."""
-
-    episode: EpisodeEntry
-    feature: str
-
-    def look(
-        self, path: Path, beside: Mapping[str, Any], horizon_s: float
-    ) -> tuple[dict[str, Any], list[Finding]]:
-        """Check the part; returns facts and findings as for a member of a zip.
-
-        Args:
-            beside: `span_us` shown by all cameras, if known.
-        """
-        episode, times_us = self.episode, self.episode.times_us
-        if self.feature in episode.spans:
-            start_s, stop_s = episode.spans[self.feature]
-            walked = checks.video(TimeRange(path, start_s, stop_s, episode.fps))
-            facts, faults = checks.clock(times_us)
-            facts, faults = walked.facts | facts, [*walked.findings, *faults]
-            if walked.facts and len(walked.times_us) != len(times_us):
-                reason = f"the mp4 shows {len(walked.times_us)} frames from {start_s:g} to "
-                reason += f"{stop_s:g} s, and the episode has {len(times_us)}"
-                faults.append(Finding(DAMAGED, "frames and rows differ in number", reason))
-            elif walked.facts:
-                faults += checks.agree(walked.times_us, times_us, walked.facts["tick_us"])
-        else:
-            try:
-                columns, faults = read_motion(path, episode)
-            except AvomniError as error:
-                return {}, [Finding(DAMAGED, "the rows are not as agreed", error.what)]
-            first_us, last_us = beside.get("span_us", (int(times_us[0]), int(times_us[-1])))
-            facts, more = checks.egomotion(columns, first_us, last_us, horizon_s)
-            faults += more
-        return facts, [finding for finding in faults if finding.what not in findings.USUAL]

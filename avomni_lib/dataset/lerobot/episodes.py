@@ -20,7 +20,7 @@ from avomni_lib.dataset.catalog import EITHER, Catalog, Feature
 from avomni_lib.dataset.clip_index import SPLITS, ClipIndex, Event, Values
 from avomni_lib.dataset.findings import NOTED, ODD, SET, Finding
 from avomni_lib.dataset.lerobot import layout
-from avomni_lib.dataset.lerobot.clip import EpisodeClip, EpisodeEntry, Part
+from avomni_lib.dataset.lerobot.clip import EpisodeClip, EpisodeEntry
 from avomni_lib.dataset.lerobot.layout import Episodes, Info
 from avomni_lib.dataset.lerobot.profile import Profile, profile_of
 from avomni_lib.errors import AvomniError
@@ -161,10 +161,7 @@ class EpisodeCatalog(Catalog):
         self._profile_name = profile_name
         self._key = {name: key for name, key in profile.cameras.items() if key in episodes.spans}
         self._key[EGOMOTION] = "data"
-        features = {
-            name: Feature(name, "data" if key == "data" else "videos", "", {})
-            for name, key in self._key.items()
-        }
+        features = {name: Feature(name, "", {}) for name in self._key}
         # Ordered by key, so that chunks that share files are neighbours.
         keys = list(self._key.values())
         columns = [
@@ -224,8 +221,8 @@ class EpisodeCatalog(Catalog):
         rows = np.flatnonzero(same[self.clips.chunk] & self.clips.is_valid & self.clips.is_named)
         return self.clips.ids(rows)
 
-    def parts(self, feature: str, clip_ids: Iterable[str]) -> tuple[Part, ...]:
-        return tuple(Part(self.episode(clip_id), feature) for clip_id in clip_ids)
+    def parts(self, clip_ids: Iterable[str]) -> tuple[EpisodeEntry, ...]:
+        return tuple(map(self.episode, clip_ids))
 
     def episode(self, clip_id: str) -> EpisodeEntry:
         """One episode as plain values, which worker processes can receive."""

@@ -33,9 +33,9 @@ NO_TURN = (0.0, 0.0, 0.0, 1.0)
 
 def chunk_path(feature: str) -> str:
     """Template of a feature's file, with `{chunk_id:04d}`."""
-    directory = "labels" if feature == EGOMOTION else "camera"
+    directory = "camera" if feature in cameras.BY_NAME else "labels"
     directory = "calibration" if feature in calibration.TABLES else directory
-    ending = "zip" if feature in MEMBERS else "parquet"
+    ending = "parquet" if directory == "calibration" else "zip"
     return f"{directory}/{feature}/{feature}.chunk_{{chunk_id:04d}}.{ending}"
 
 
@@ -112,10 +112,10 @@ def write_metadata(folder: Path, clips: Sequence[Any], clips_per_chunk: int) -> 
         "clip_id": clip_ids,
     }
     features_file = features_csv((name, chunk_path(name), members[name]) for name in names)
-    write(folder / FEATURES_FILE, features_file)
-    write(folder / INDEX_FILE, parquet(index))
-    write(folder / PRESENCE_FILE, parquet(presence | {"clip_id": clip_ids}))
-    write(folder / COLLECTION_FILE, parquet(collection))
+    files.write_bytes(folder / FEATURES_FILE, features_file)
+    files.write_bytes(folder / INDEX_FILE, parquet(index))
+    files.write_bytes(folder / PRESENCE_FILE, parquet(presence | {"clip_id": clip_ids}))
+    files.write_bytes(folder / COLLECTION_FILE, parquet(collection))
 
 
 def features_csv(features: Iterable[tuple[str, str, Mapping[str, str]]]) -> bytes:
@@ -126,8 +126,3 @@ def features_csv(features: Iterable[tuple[str, str, Mapping[str, str]]]) -> byte
     for name, path, members in features:
         writer.writerow((name, path.split("/")[0], path, json.dumps(members) if members else ""))
     return text.getvalue().encode()
-
-
-def write(path: Path, content: bytes) -> None:
-    with files.write_whole(path) as file:
-        file.write(content)

@@ -389,4 +389,4 @@ def _write_chunk(work: Path, number: int, clips: Sequence[_Sound]) -> None:
     sizes = {item.clip.clip_id: item.sizes for item in clips}
     for feature in calibration.TABLES:
         path = work / layout.chunk_path(feature).format(chunk_id=number)
-        layout.write(path, layout.stand_in(feature, sizes))
+        files.write_bytes(path, layout.stand_in(feature, sizes))

@@ -28,18 +28,12 @@ MB_A_CHUNK = {
     "camera_rear_left_70fov": 2130,
     "camera_rear_right_70fov": 2392,
     "camera_rear_tele_30fov": 2001,
-    "lidar_top_360fov": 32_340,
     "egomotion": 36.8,
-    "egomotion.offline": 1.6,
     "obstacle.offline": 63.7,
     "camera_intrinsics": 0.04,
-    "camera_intrinsics.offline": 0.2,
     "sensor_extrinsics": 0.1,
-    "sensor_extrinsics.offline": 0.1,
-    "lidar_intrinsics.offline": 5.2,
     "vehicle_dimensions": 0.03,
 }
-MB_A_RADAR = 115  # published as 14 to 215
 CLIPS_A_CHUNK = 100  # in chunk 0
 MB_METADATA, NUM_METADATA_FILES = 34, 5
 EPISODES_TRAIN_SHARE = 0.8  # of the sessions, see `lerobot.episodes.DEALT`
@@ -56,7 +50,7 @@ WORLD_OBSTACLES_BYTES, WORLD_OBSTACLES_BYTES_A_S = 5_500, 2_100
 def clip_bytes(p: Params, feature: str) -> float:
     """Estimated bytes of a clip in a chunk's file of this feature."""
     if p.rendered is None:
-        return MB_A_CHUNK.get(feature, MB_A_RADAR) * 1e6 / CLIPS_A_CHUNK
+        return MB_A_CHUNK[feature] * 1e6 / CLIPS_A_CHUNK
     return world_clip_bytes(p.rendered, feature)
 
 

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,26 +34,20 @@ COLUMNS = ("key", "clip_id")
 
 
 @dataclass(frozen=True)
-class Quoted:
-    """A published result by the protocol, quoted and not reproduced here."""
-
-    name: str
-    values: dict[str, float]
-    source: str
-
-
-@dataclass(frozen=True)
 class Protocol:
-    """Number of clips, time of prediction, and sampling parameters of a protocol."""
+    """Number of clips and samples, time of prediction, and seed of the samples.
+
+    Attributes:
+        quoted: Published results by the protocol, not reproduced here: name, source, and values by
+            measure.
+    """
 
     name: str
     num_clips: int
     t0_us: int
     num_samples: int
-    temperature: float
-    top_p: float
     seed: int
-    quoted: tuple[Quoted, ...]
+    quoted: tuple[dict[str, Any], ...]
 
 
 PAI_644 = Protocol(
@@ -60,20 +55,19 @@ PAI_644 = Protocol(
     num_clips=644,
     t0_us=5_100_000,
     num_samples=6,
-    temperature=0.6,
-    top_p=0.98,
     seed=42,
     quoted=(
-        Quoted(
-            "Alpamayo-1.5",
-            {"min_ade_6_4s_m": 0.854},
-            "NVlabs/alpamayo-recipes, by its makers, on the first 100 of the clips",
-        ),
-        Quoted(
-            "Qwen-Drive-1.0-4B",
-            {"min_ade_3s_m": 0.34, "min_ade_5s_m": 0.96},
-            "QwenLM's model card of September 2026, by its makers",
-        ),
+        {
+            "name": "Alpamayo-1.5",
+            "source": "NVlabs/alpamayo-recipes, by its makers, on the first 100 of the clips",
+            "min_ade_6_4s_m": 0.854,
+        },
+        {
+            "name": "Qwen-Drive-1.0-4B",
+            "source": "QwenLM's model card of September 2026, by its makers",
+            "min_ade_3s_m": 0.34,
+            "min_ade_5s_m": 0.96,
+        },
     ),
 )
 PROTOCOLS = {PAI_644.name: PAI_644}
@@ -131,9 +125,7 @@ def _fetch(path: Path) -> None:
             where=URL,
             fix="fetch the file yourself, and name it in evaluation.protocol_ids",
         ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.write_whole(path) as file:
-        file.write(content)
+    files.write_bytes(path, content)
 
 
 def _read(path: Path) -> tuple[str, ...]:

@@ -155,8 +155,7 @@ def film(drive: StoredDrive, path: Path) -> Path:
     pictures[0].save(
         buffer, "PNG", save_all=True, append_images=pictures[1:], duration=pause_ms, loop=0
     )
-    with files.write_whole(path) as file:
-        file.write(buffer.getvalue())
+    files.write_bytes(path, buffer.getvalue())
     return path
 
 
