@@ -645,7 +645,7 @@ def test_several_episodes_are_answered_in_one_batch_as_each_by_itself(asked):
             number: seen_at(8.0, pictures=shaded(first + step))
             for number, first in ((3, 1), (7, 50))
         }
-        together.append(policies.several(drives, seen))
+        together.append(drives.several(seen))
     assert [len(frames) for frames in answerer.asked] == [2, 2]
     for number, own in zip((3, 7), alone, strict=True):
         assert [float(each[number][0, 0] / 0.4) for each in together] == pytest.approx(own)
@@ -676,7 +676,7 @@ def test_blind_it_is_shown_black_and_asked_once_for_all(asked):
         drives.start(number, along(5.0))
     for _ in range(13):
         seen = {number: seen_at(8.0, pictures=shaded(99)) for number in range(4)}
-        waypoints = policies.several(drives, seen)
+        waypoints = drives.several(seen)
     assert drives.name == "blind"
     assert [frames.shape[0] for frames in answerer.asked] == [1]
     assert not answerer.asked[0].any()
@@ -690,8 +690,8 @@ def test_no_batch_is_larger_than_those_of_the_evaluation(asked):
     for number in range(5):
         drives.start(number, along(5.0))
     for _ in range(5):
-        waypoints = policies.several(
-            drives, {number: seen_at(pictures=shaded(number)) for number in range(5)}
+        waypoints = drives.several(
+            {number: seen_at(pictures=shaded(number)) for number in range(5)}
         )
     assert [len(frames) for frames in answerer.asked] == [2, 2, 1]
     speeds = [float(waypoints[number][0, 0] / 0.4) for number in range(5)]
@@ -704,7 +704,7 @@ def test_the_past_is_told_where_the_prompt_asks_for_it(asked):
     for number in range(2):
         drives.start(number, along(5.0))
     for _ in range(5):
-        policies.several(drives, {0: seen_at(8.0), 1: seen_at(3.0)})
+        drives.several({0: seen_at(8.0), 1: seen_at(3.0)})
     ((fast, slow),) = answerer.histories
     assert "(-12.80,0.00)" in fast and "Speed there: 8.00m/s." in fast
     assert "Speed there: 3.00m/s." in slow
@@ -783,7 +783,7 @@ def test_a_policy_of_the_users_own_drives(mine):
     counting = mine("Counting")
     for number in (0, 1):
         counting.start(number, along(5.0))
-    last = [policies.several(counting, {0: seen_at(), 1: seen_at()}) for _ in range(2)][-1]
+    last = [counting.several({0: seen_at(), 1: seen_at()}) for _ in range(2)][-1]
     assert last[0][0, 0] == last[1][0, 0] == 2, "each episode has an object of its own"
 
 

@@ -24,7 +24,7 @@ from avomni_lib.dataset.cameras import grid
 from avomni_lib.driving import ladder
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import DriveScores
-from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, check, policy, several
+from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, check, policy
 from avomni_lib.driving.terms import SharedGeometry, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
@@ -221,21 +221,21 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> RunDrives:
     return RunDrives(drives, ladder.driven(episodes, p.run.seed), notes)
 
 
-class Expert:
+class Expert(Policy):
     """A policy with access to the road and all actors of its environments.
 
     Args:
         envs: Environment of each episode, by the episode's number.
     """
 
-    name, sees = "expert", False
-    note = "knows the road and the positions of all actors"
+    name = "expert"
 
     def __init__(self, envs: Mapping[int, DriveEnv]) -> None:
         self._envs = envs
 
-    def start(self, number: int, reference: np.ndarray) -> None:
-        pass
+    @property
+    def note(self) -> str:
+        return "knows the road and the positions of all actors"
 
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
         from avomni_world.driving import expert
@@ -267,7 +267,7 @@ def _drive_batch(
                 past = info["past_cameras"] if driver.sees else [None] * (len(ego) - 1)
                 driver.look_back(seed, past, ego)
         while seen:
-            for seed, action in several(driver, seen).items():
+            for seed, action in driver.several(seen).items():
                 env = envs[seed]
                 if name == MODEL and env.step_idx % HZ == 0:
                     pictures[seed].append(seen[seed]["cameras"][front].copy())
