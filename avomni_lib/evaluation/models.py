@@ -1,4 +1,4 @@
-"""Runs the models of the ladder: in this process, in one process per card, or on a server.
+"""Opens and runs the models of the ladder: in this process, one process per card, or on a server.
 
 A server has OpenAI's chat endpoint, as vLLM serves a base model and its adapters.
 """
@@ -28,14 +28,15 @@ from PIL import Image
 from avomni_lib import files, hardware, workers
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError, without_passwords
-from avomni_lib.evaluation import answer, before_after
+from avomni_lib.evaluation import answer
 from avomni_lib.evaluation.answer import Asker, Batch, FrameSource
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export.card import SERVED_NAME
 from avomni_lib.training.model import adapter
 from avomni_lib.training.model.generate import Sampling, generate_texts
-from avomni_lib.training.prompt.conversation import prompt_text, videos_of
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt.conversation import Conversation, prompt_text, videos_of
 from avomni_lib.training.targets import target_of
 
 if TYPE_CHECKING:
@@ -100,15 +101,37 @@ def place_in_words(p: Params) -> str:
     return "in this process"
 
 
+def opened(
+    p: Params, header: Mapping[str, Any], folder: Path | None
+) -> tuple[Any, Conversation, dict[str, hardware.Choice]]:
+    """The base model with an adapter, its conversation, and the choices made on loading.
+
+    Args:
+        header: Header of the cache whose windows are answered.
+        folder: The adapter's folder; None loads the base model alone.
+
+    Raises:
+        AvomniError: there is no adapter, or it does not match this cache or `p`.
+    """
+    from avomni_lib.training.model import load
+
+    if folder is not None:  # before the weights are loaded
+        load.check_adapter(folder, p, header)
+    base = load.load_base(p)
+    kind = backbone(p.model.backbone, base.model.config)
+    conversation = samples.conversation_of(p, base.tokenizer, kind)
+    if folder is None:
+        return base.model, conversation, base.choices
+    return load.load_adapter(base.model, folder, p, header), conversation, base.choices
+
+
 class Local:
     """Base model and adapters in this process."""
 
     def __init__(self, p: Params, windows: Windows):
         self._p, self._header = p, windows.cache.header
         self._shown = shown(p, windows)
-        self._model, self._conversation, _ = before_after.models(
-            p, self._header, adapter.adapter_dir(p)
-        )
+        self._model, self._conversation, _ = opened(p, self._header, adapter.adapter_dir(p))
         self._first = self._model.active_adapter
 
     def __call__(self, batch: Batch) -> list[str]:

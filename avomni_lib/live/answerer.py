@@ -13,7 +13,7 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
-from avomni_lib.evaluation import before_after
+from avomni_lib.evaluation import models
 from avomni_lib.live import subject
 from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
@@ -63,9 +63,7 @@ class Answerer:
                 "--base asks without an adapter", where="--adapter", fix="leave one out"
             )
         self.adapter = None if base_only else adapter_folder(p, place)
-        self.model, self.conversation, self.choices = before_after.models(
-            p, description(p), self.adapter
-        )
+        self.model, self.conversation, self.choices = models.opened(p, description(p), self.adapter)
         self.seen = FeatureCache(self.model, self.conversation.backbone)
 
     @property
