@@ -28,6 +28,7 @@ from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, ch
 from avomni_lib.driving.terms import SharedGeometry, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
+from avomni_lib.evaluation.claims import FEWEST_CLIPS
 from avomni_lib.evaluation.scores import MODEL
 from avomni_lib.live.answerer import Answerer, adapter_folder
 from avomni_lib.params import Params, user_code
@@ -169,10 +170,10 @@ def plan(p: Params) -> Plan:
         note = f"one every {hop_s:g} s of a drive, {asked.batch_size} drives side by side"
         rows.append(("answers", f"{answers:,} at most", note))
     warnings = []
-    if MODEL in model and num < ladder.FEWEST_CLIPS:
+    if MODEL in model and num < FEWEST_CLIPS:
         warnings.append(
             f"{num} episodes are too few for a claim: raise driving.num_episodes to "
-            f"{ladder.FEWEST_CLIPS} or more"
+            f"{FEWEST_CLIPS} or more"
         )
     figures = {"episodes": num, "policies": list(asked.policies), "seconds": asked.seconds}
     return Plan("what 08_drive will do", rows, warnings, figures)
