@@ -215,13 +215,14 @@ def test_each_bound_is_felt_by_itself(path, felt_too_much):
         if felt[name].min() < least or felt[name].max() > most
     }
     assert found == felt_too_much
-    assert trajectories.comfortable(waypoints(path)) == (not felt_too_much)
+    assert trajectories.within_bounds(felt) == (not felt_too_much)
 
 
 @given(st_np.arrays(np.float64, (64, 2), elements=st.floats(-0.005, 0.005)))
 def test_what_rounding_to_a_centimetre_adds_is_not_felt(noise):
     for path in (np.zeros((64, 2)), straight(0.3), straight(15.0), circle(6.0, 20.0)):
-        assert trajectories.comfortable(waypoints(path + noise))
+        felt = trajectories.comfort(waypoints(path + noise))
+        assert trajectories.within_bounds(felt)
 
 
 def test_a_slow_change_to_reverse_is_no_turn():
@@ -231,4 +232,4 @@ def test_a_slow_change_to_reverse_is_no_turn():
     felt = trajectories.comfort(waypoints(path))
     assert felt["yaw_rate"] == pytest.approx(0, abs=1e-12)
     assert felt["lon_accel"] == pytest.approx(-0.5)
-    assert trajectories.comfortable(waypoints(path))
+    assert trajectories.within_bounds(felt)

@@ -18,7 +18,7 @@ from scipy.signal import savgol_filter
 from avomni_lib.driving import geometry
 from avomni_lib.driving.episode import Episode
 from avomni_lib.etl.clip.trajectory import STEP_S
-from avomni_lib.evaluation.trajectories import COMFORT
+from avomni_lib.evaluation.trajectories import COMFORT, within_bounds
 
 # AlpaSim: progress is full from this share of the recorded path on, and for paths shorter than 5 m.
 FULL_PROGRESS, SHORT_M = 0.8, 5.0
@@ -372,8 +372,4 @@ def comfort(episode: Episode) -> float:
     Source: navsim pdm_comfort_metrics.py; the bounds are nuPlan's and Bench2Drive's too.
     """
     values = comfort_quantities(episode)
-    within = [
-        ((least <= values[name].round(DECIMALS)) & (values[name].round(DECIMALS) <= most)).all()
-        for name, (least, most) in COMFORT.items()
-    ]
-    return float(all(within))
+    return float(within_bounds({name: each.round(DECIMALS) for name, each in values.items()}))

@@ -145,10 +145,7 @@ class Driver:
         with self._session(request):
             return pb.Empty()
 
-    def submit_recording_ground_truth(self, request: Any) -> Any:
-        """Accepted and ignored."""
-        with self._session(request):
-            return pb.Empty()
+    submit_recording_ground_truth = submit_route  # ignored too
 
     def drive(self, request: Any) -> Any:
         started = time.monotonic()
