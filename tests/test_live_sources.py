@@ -194,10 +194,11 @@ def test_a_stream_that_freezes_is_opened_again(tmp_path, caplog, monkeypatch):
     assert "Immediate exit" not in caplog.text
 
 
-def test_a_camera_that_never_comes_is_one_line(caplog, monkeypatch):
+def test_a_camera_that_never_comes_is_one_line_without_its_password(caplog, monkeypatch):
     monkeypatch.setattr(sources, "RETRY_S", (0.02,))
-    heard = read(Source(CAMERA, "http://127.0.0.1:9/feed", "arrival"), seconds=0.6)
+    heard = read(Source(CAMERA, "rtsp://me:secret@127.0.0.1:9/cam", "arrival"), seconds=0.6)
     assert heard.frames == [] and len(caplog.messages) == 1
+    assert "opened again" in caplog.text and "secret" not in caplog.text
 
 
 def jpegs(*pictures) -> bytes:
@@ -421,14 +422,6 @@ def test_what_is_secret_in_an_address_is_left_out(url, shown):
     assert Source(CAMERA, url, "arrival").shown == shown
 
 
-def test_a_password_in_an_address_is_never_shown(caplog):
-    source = Source(CAMERA, "rtsp://me:secret@127.0.0.1:9/cam", "arrival")
-    assert source.shown == "rtsp://127.0.0.1:9/cam"
-    heard = read(source, seconds=1.5)
-    assert heard.frames == [] and "opened again" in caplog.text
-    assert "secret" not in caplog.text
-
-
 def test_a_file_without_video_ends_with_one_line(tmp_path, caplog):
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -530,10 +523,4 @@ def test_a_server_is_sent_whole_frames_and_its_answer_comes_back(stand):
 def test_a_server_that_fails_is_one_sentence(stand, place, what):
     remote = RemoteAnswerer(p_of(None), f"{stand}/{place}", "?", timeout_s=1)
     with pytest.raises(AvomniError, match=what):
-        remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
-
-
-def test_a_server_that_is_not_there_is_one_sentence():
-    remote = RemoteAnswerer(p_of(None), "http://127.0.0.1:9/v1", "?")
-    with pytest.raises(AvomniError, match="does not answer"):
         remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
