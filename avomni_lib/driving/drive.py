@@ -49,7 +49,6 @@ class StoredDrive:
     """One stored drive.
 
     Attributes:
-        episode: The record of the drive.
         event: Name of the scripted event, or `none`.
         pictures: (n, height, width, 3) uint8 RGB of the front camera, one a second; n is 0 for
             every policy but the model.
@@ -68,7 +67,6 @@ class RunDrives:
 
     Attributes:
         drives: Policy -> its drives, in the order of their seeds.
-        scored: The ladder of policies.
         notes: Policy -> a caveat about it, for policies that have one.
     """
 
@@ -223,11 +221,7 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> RunDrives:
 
 
 class Expert(Policy):
-    """A policy with access to the road and all actors of its environments.
-
-    Args:
-        envs: Environment of each episode, by the episode's number.
-    """
+    """A policy with access to the road and all actors of its environments."""
 
     name = "expert"
 

@@ -94,7 +94,6 @@ def driven(episodes: Mapping[str, Sequence[Episode]], seed: int = 0) -> DriveSco
 
     Args:
         episodes: Policy -> its drives; every policy drove the same seeds, each once.
-        seed: Seed of the resampling.
 
     Raises:
         AvomniError: the policies did not drive the same seeds.
@@ -117,7 +116,6 @@ def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
     Args:
         scores: See `DriveScores.scores`.
-        seed: Seed of the resampling.
 
     Returns:
         `drive`: one entry per policy, {name, scene_score, low, high, difference_to_model,

@@ -173,7 +173,6 @@ class ModelPolicy(Policy):
     Args:
         answerer: Loaded once; several policies may share it.
         hop: Ticks from one answer to the next; `live.hop` if None.
-        blind: Show it black frames.
         smoothing: Share of the path before in the one that is followed after an answer: the error
             of one answer alone is large, and the next has another.
 

@@ -68,7 +68,6 @@ class Terms:
         contacts: The first contact with each touched actor, in the order of time.
         num_collisions: Number of actors whose first contact was at the ego's front or side.
         num_off_road: Number of times that the ego left the drivable surface.
-        km: Distance driven.
     """
 
     scene_score: float
@@ -115,7 +114,6 @@ class SharedGeometry:
     """Geometry that several terms share: the ego's box relative to the actors and the lane.
 
     Attributes:
-        episode: The drive.
         box: (T, 5) the ego's box.
         others: (T, N, 5) the actors' boxes.
         touches: (T, N) bool.

@@ -149,10 +149,8 @@ class Batch:
     """Windows that are answered together.
 
     Attributes:
-        row: Row of the ladder.
         sample: Index of the answer to a window: 0 is greedy, from 1 on sampled.
         number: Index of the batch within the row.
-        indices: Indices of the windows.
         histories: Text of the car's past motion in each window's prompt.
         sampling: How the answers are sampled, with the batch's own seed; None decodes greedily.
     """
@@ -287,7 +285,6 @@ class ComparedWindow:
 
     Attributes:
         frames: (T, H, W, 3) uint8 RGB.
-        ground_truth: The target's text.
         adapted: None before training.
         speed_base_mps, speed_adapted_mps: Parsed from the answers; None if an answer has no speed.
     """

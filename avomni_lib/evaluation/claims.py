@@ -119,8 +119,6 @@ def in_words(
 
     Args:
         entries: Columns `name`, `figure` and those of `bootstrap.entry`.
-        names: Row -> its label.
-        heading: Heading of the figure's column.
     """
 
     def intervals(low: pd.Series, high: pd.Series) -> pd.Series:

@@ -88,7 +88,6 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
     Args:
         run_a, run_b: A run's folder (outputs/<run>), its folder of 06_evaluate, or a file of
             answers.
-        seed: Seed of the resampling.
 
     Raises:
         AvomniError: there is no such run, it has no answers, the two have no window, row or figure

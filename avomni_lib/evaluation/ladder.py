@@ -62,7 +62,6 @@ class Evaluated(TableWithClaims):
     Attributes:
         answers: One row per window, row of the ladder and sample (`metrics.SCHEMA`).
         figures: As in `result.json`; `metrics.figures` recomputes them from `answers`.
-        path: `answers.parquet`.
     """
 
     answers: pa.Table

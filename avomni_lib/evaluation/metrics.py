@@ -73,9 +73,7 @@ class Asked:
     """A window that the models answer.
 
     Attributes:
-        clip_id: Clip of the window.
         number: Index of the window within its clip, from 0.
-        truth: The ground truth.
         turn_rad: Change of heading from the first frame to the last, positive to the left.
         attributes: `country` (str), `hour` (int, 0 to 23) and `platform` (str), where known.
     """
@@ -168,9 +166,6 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     clips. `interval` and `difference_interval` name the method: "BCa", or "percentile" where BCa is
     undefined. An answer that cannot be read is replaced by the mean row's for its window.
     Differences are the row's figure minus the model's.
-
-    Args:
-        seed: Seed of the resampling.
 
     Returns:
         `ladder`: one entry per row, by the target's primary figure. `metrics`: row -> figure ->

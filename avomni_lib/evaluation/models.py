@@ -107,7 +107,6 @@ def opened(
     """The base model with an adapter, its conversation, and the choices made on loading.
 
     Args:
-        header: Header of the cache whose windows are answered.
         folder: The adapter's folder; None loads the base model alone.
 
     Raises:
@@ -240,7 +239,6 @@ class RemoteAnswerer:
     """Client of a server. Frames are sent as PNG, because JPEG changes the answers.
 
     Args:
-        p: The run's parameters.
         url: URL of the server, including `/v1`.
         words: The question, see `Conversation.words`.
         where: The parameter that names the server, for error messages.
@@ -269,11 +267,8 @@ class RemoteAnswerer:
         """The model's answer to one window (T, H, W, 3) uint8 RGB.
 
         Args:
-            frames: The window.
             history: Text of the car's past motion, appended to the question.
-            model: Name of the model on the server.
             sampling: How to sample the answer; None decodes greedily.
-            pattern: Regular expression that constrains the answer.
 
         Raises:
             AvomniError: the server does not answer in time, or its response is malformed.

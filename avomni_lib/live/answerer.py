@@ -49,7 +49,6 @@ class Answerer:
     Args:
         p: The run's parameters; the adapter's record is compared with them.
         place: The adapter's folder, `owner/name@commit` on the hub, or None for the run's adapter.
-        base_only: Use the base model without an adapter.
 
     Raises:
         AvomniError: no such adapter, it is damaged, or it was trained with other parameters; both
@@ -143,7 +142,6 @@ class Prediction:
         model: "base" or "adapted".
         off: Error by the target's figure; None if there is no ground truth or the answer cannot be
             read.
-        figure: Name of the target's figure.
     """
 
     subject: Subject

@@ -27,7 +27,6 @@ class Subject:
     """A window to answer.
 
     Attributes:
-        name: Description for display.
         frames: (T, H, W, 3) uint8 RGB.
         times_us: (T,) int64 µs on the clip's clock.
         history: Text of the car's past motion; empty unless `prompt.ego_history` is on.

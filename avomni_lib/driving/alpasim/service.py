@@ -60,7 +60,6 @@ class Driver:
 
     Args:
         ask: Returns the model's answer to a window, see `live.answering.asker`.
-        runtime: Settings of the simulator.
 
     Attributes:
         seconds: The last calls of `drive`, as (seconds, whether the model was asked).

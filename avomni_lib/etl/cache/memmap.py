@@ -48,7 +48,6 @@ class Cache:
     """All shards of a run; created by `Cache.open`.
 
     Attributes:
-        folder: The cache's folder.
         header: The header fields shared by all shards: grid, tile, fit, sample_hz, storage, source.
         shards: In the order of their chunks.
         clips: In the order of the catalog.

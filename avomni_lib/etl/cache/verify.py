@@ -258,7 +258,6 @@ def leaks(clips: Sequence[CachedClip], num_frames: Sequence[int]) -> Iterator[st
     """Messages about clips that lie in the cache twice, and clips that share frames.
 
     Args:
-        clips: All clips of a cache.
         num_frames: Number of frames of each shard.
     """
     splits, stops = defaultdict(list), defaultdict(int)

@@ -24,7 +24,6 @@ class Other:
         x_m, y_m: Centre of its box.
         vx_mps, vy_mps: Velocity over the ground.
         yaw_rad: Heading relative to our car's.
-        length_m, width_m: Size of its box.
     """
 
     label: str
@@ -61,7 +60,6 @@ def others(now_us: int, now: np.ndarray, rows: np.ndarray) -> tuple[Other, ...]:
     their velocity is not known.
 
     Args:
-        now_us: The moment.
         now: (11,) its row of the cache's `egomotion`.
         rows: (K, 10) the clip's rows of `obstacles`.
     """
