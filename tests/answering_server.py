@@ -31,11 +31,13 @@ class Answering:
     Attributes:
         answer: Path of a request, without its query -> the answer.
         asked: (path, Authorization header or None) of each request so far.
+        bodies: Of the requests.
     """
 
     port: int
     answer: Callable[[str], Answer]
     asked: list[tuple[str, str | None]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
 
     @property
     def endpoint(self) -> str:
@@ -54,7 +56,7 @@ def answering(answer: Callable[[str], Answer]) -> Iterator[Answering]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            running.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
             running.asked.append((self.path.partition("?")[0], self.headers.get("Authorization")))
             given = running.answer(running.asked[-1][0])
             self.send_response(given.status)

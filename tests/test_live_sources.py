@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import http.server
 import io
 import json
 import re
@@ -29,6 +28,7 @@ from avomni_lib.live.page import Page
 from avomni_lib.live.session import LiveSession, LiveState
 from avomni_lib.live.sources import Begun, Reader, Source, check
 from avomni_lib.params import Params
+from tests.answering_server import Answer, answering
 
 CAMERA = "camera_front_wide_120fov"
 
@@ -473,40 +473,13 @@ def test_the_page_shows_the_picture_and_the_numbers():
         assert "127.0.0.1" in page.url
 
 
-class Stand(http.server.BaseHTTPRequestHandler):
-    """A stand-in for a server with OpenAI's endpoint."""
-
-    asked: list = []
-    reply = {"choices": [{"message": {"content": "five"}}]}
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        Stand.asked.append((self.path, json.loads(body)))
-        if "slow" in self.path:
-            time.sleep(3)
-        text = json.dumps(self.reply if "odd" not in self.path else {"error": 1}).encode()
-        self.send_response(503 if "down" in self.path else 200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *args):
-        return
-
-
-@pytest.fixture(scope="module")
-def stand():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stand)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-
-
-def test_a_server_is_sent_whole_frames_and_its_answer_comes_back(stand):
+def test_a_server_is_sent_whole_frames_and_its_answer_comes_back():
     frames = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
-    assert RemoteAnswerer(p_of(None), f"{stand}/v1", "How fast?").ask(frames, " So far.") == "five"
-    path, body = Stand.asked[-1]
-    assert path == "/v1/chat/completions" and body["temperature"] == 0
+    with answering(lambda _: Answer({"choices": [{"message": {"content": "five"}}]})) as server:
+        remote = RemoteAnswerer(p_of(None), f"{server.endpoint}/v1", "How fast?")
+        assert remote.ask(frames, " So far.") == "five"
+    body = json.loads(server.bodies[0])
+    assert server.asked[0][0] == "/v1/chat/completions" and body["temperature"] == 0
     video, words = body["messages"][0]["content"]
     assert words["text"] == "How fast? So far."
     pictures = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
@@ -517,10 +490,16 @@ def test_a_server_is_sent_whole_frames_and_its_answer_comes_back(stand):
 
 
 @pytest.mark.parametrize(
-    ("place", "what"),
-    [("down", "answers 503"), ("odd", "does not answer as OpenAI's"), ("slow", "does not answer")],
+    ("given", "what"),
+    [
+        (lambda _: Answer(status=503), "answers 503"),
+        (lambda _: Answer({"error": 1}), "does not answer as OpenAI's"),
+        (lambda _: time.sleep(1) or Answer(), "does not answer"),
+    ],
+    ids=["down", "odd", "slow"],
 )
-def test_a_server_that_fails_is_one_sentence(stand, place, what):
-    remote = RemoteAnswerer(p_of(None), f"{stand}/{place}", "?", timeout_s=1)
-    with pytest.raises(AvomniError, match=what):
-        remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
+def test_a_server_that_fails_is_one_sentence(given, what):
+    with answering(given) as server:
+        remote = RemoteAnswerer(p_of(None), server.endpoint, "?", timeout_s=0.3)
+        with pytest.raises(AvomniError, match=what):
+            remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
