@@ -322,12 +322,8 @@ def lk(seen: SharedGeometry) -> float:
 
     Source: navsim pdm_scorer.py `_calculate_lane_keeping`.
     """
-    run, needed = 0, round(OFF_LANE_S / STEP_S)
-    for off in np.round(np.abs(seen.middle_m), DECIMALS) > OFF_LANE_M:
-        run = run + 1 if off else 0
-        if run >= needed:
-            return 0.0
-    return 1.0
+    is_off, needed = np.abs(seen.middle_m).round(DECIMALS) > OFF_LANE_M, round(OFF_LANE_S / STEP_S)
+    return float((np.convolve(is_off, np.ones(needed)) < needed).all())
 
 
 def comfort_quantities(episode: Episode) -> dict[str, np.ndarray]:
