@@ -24,9 +24,7 @@ from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.workers import WAIT
 from tests.folder_run import chosen, content
-from tests.published_set import write_published_set
 
-NUM_CHUNKS, CLIPS_PER_CHUNK = 2, 3
 STORE_BYTES = 80 << 20
 # How soon a node that is killed is known to be dead.
 QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
@@ -74,12 +72,6 @@ def fragile(job: tuple[str, str]) -> JobOutcome:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("set")
-    return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
-
-
-@pytest.fixture(scope="module")
 def cluster() -> Iterator:
     """Two nodes of one CPU on this machine; RAY_ADDRESS leads to them."""
     with pytest.MonkeyPatch.context() as patch:
@@ -108,17 +100,6 @@ def joined(cluster) -> Iterator:
 def params(engine: str, num_workers: int | None = None, **processing: float) -> Params:
     how = {"engine": engine, "num_workers": num_workers, **processing}
     return Params.from_values({"processing": how})
-
-
-@pytest.fixture(scope="module")
-def local(published, tmp_path_factory) -> dict[str, dict[str, bytes]]:
-    """Storage -> the cache that two processes of this machine make."""
-    made = {}
-    for storage in ("raw", "jpeg"):
-        p = chosen(tmp_path_factory.mktemp(storage), published, num_workers=2, storage=storage)
-        build.build(p)
-        made[storage] = content(p.cache_dir)
-    return made
 
 
 def outcomes_of(p: Params, folder: Path, *kinds: str) -> dict[str, JobOutcome]:
@@ -175,16 +156,14 @@ def die(job: object) -> JobOutcome:
     os._exit(3)
 
 
-@pytest.mark.parametrize("storage", ["raw", "jpeg"])
-def test_a_ray_cluster_makes_the_same_bytes(joined, published, local, tmp_path, storage):
-    p = chosen(tmp_path, published, engine="ray", num_workers=None, storage=storage)
-    built = build.build(p)
-    assert built.figures["num_clips_read"] == NUM_CHUNKS * CLIPS_PER_CHUNK
-    assert content(p.cache_dir) == local[storage]
+def test_a_ray_cluster_makes_the_same_bytes(joined, small_set, small_cache, tmp_path):
+    p = chosen(tmp_path, small_set, engine="ray", num_workers=None)
+    assert build.build(p).figures["num_clips_read"] == 8
+    assert content(p.cache_dir) == small_cache
 
 
-def test_a_ray_worker_that_is_killed_costs_no_clip(joined, published, local, tmp_path):
-    p = chosen(tmp_path, published, engine="ray", num_workers=None)
+def test_a_ray_worker_that_is_killed_costs_no_clip(joined, small_set, small_cache, tmp_path):
+    p = chosen(tmp_path, small_set, engine="ray", num_workers=None)
     victims = []
 
     def at_work() -> bool:
@@ -198,7 +177,7 @@ def test_a_ray_worker_that_is_killed_costs_no_clip(joined, published, local, tmp
     with once(at_work):
         built = build.build(p)
     assert victims and not built.damaged
-    assert content(p.cache_dir) == local["raw"]
+    assert content(p.cache_dir) == small_cache
 
 
 def test_a_node_that_is_killed_costs_no_job(joined, tmp_path):

@@ -83,15 +83,9 @@ def sign(folder: Path) -> None:
     change_table(folder, lambda rows: None)
 
 
-def test_a_sound_cache_is_counted_and_the_bar_counts_every_byte(folder, storage):
-    bars = []
-
-    class Seen(Bar):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            bars.append(self)
-
-    report = memmap.verify(folder, progress=Seen)
+def test_a_sound_cache_is_counted_and_the_bar_counts_every_byte(folder, storage, kept_bars):
+    made, bars = kept_bars
+    report = memmap.verify(folder, progress=made)
     arrays = list(folder.glob("*/*.npy"))
     assert (report.num_shards, report.num_arrays) == (2, len(arrays))
     assert report.num_arrays == 2 * len(shard.STORAGES[storage])
