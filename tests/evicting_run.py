@@ -42,35 +42,13 @@ def hub_of(served: LocalHub) -> Hub:
 
 def params(folder: Path, gb: float = 1.0, evict: bool = True, **sections) -> Params:
     """A run of all chunks; `dataset.source: world` tells how long a clip is."""
-    return Params.from_values(
-        {
-            "run": {"name": "test", "outputs_dir": str(folder)},
-            "dataset": {
-                "source": "world",
-                "repo_id": REPO,
-                "local_dir": str(folder / "raw"),
-                "world": {"clip_seconds": SECONDS, "clips_per_chunk": CLIPS_PER_CHUNK},
-            },
-            "download": {
-                "target_chunks": NUM_CHUNKS,
-                "target_size_gb": gb,
-                "evict_raw": evict,
-                **sections.get("download", {}),
-            },
-            "processing": {
-                "sequence_length": 4,
-                "stride": 2,
-                "sample_hz": 10.0,
-                "tile_width": 64,
-                "tile_height": 48,
-                "fit": "stretch",
-                "horizon_s": 1.0,
-                "num_workers": 1,
-                "obstacles": False,
-                **sections.get("processing", {}),
-            },
-        }
-    )
+    size = {"tile_width": 64, "tile_height": 48}
+    values = folder_run.values(folder, folder / "raw", **size | sections.get("processing", {}))
+    world = {"clip_seconds": SECONDS, "clips_per_chunk": CLIPS_PER_CHUNK}
+    values["dataset"] |= {"source": "world", "repo_id": REPO, "world": world}
+    values["download"] = {"target_chunks": NUM_CHUNKS, "target_size_gb": gb, "evict_raw": evict}
+    values["download"] |= sections.get("download", {})
+    return Params.from_values(values)
 
 
 def chosen(p: Params, served: LocalHub) -> Params:
