@@ -27,8 +27,8 @@ from avomni_lib.live import sources
 from avomni_lib.live.page import Page
 from avomni_lib.live.session import LiveSession, LiveState
 from avomni_lib.live.sources import Begun, Reader, Source, check
-from avomni_lib.params import Params
 from tests.answering_server import Answer, answering
+from tests.test_live import NAMES, p_of
 
 CAMERA = "camera_front_wide_120fov"
 
@@ -435,13 +435,9 @@ def test_a_file_without_video_ends_with_one_line(tmp_path, caplog):
 
 
 def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
-    names = [
-        *("camera_front_wide_120fov", "camera_front_tele_30fov"),
-        *("camera_rear_left_70fov", "camera_rear_right_70fov"),
-    ]
-    for name in names:
+    for name in NAMES:
         write_video(tmp_path / f"{name}.mp4", seconds=2)
-    p = p_of({name: str(tmp_path / f"{name}.mp4") for name in names})
+    p = p_of(sources={name: str(tmp_path / f"{name}.mp4") for name in NAMES})
     session = LiveSession(p, lambda frames: f"{frames.mean():.2f}", record=tmp_path / "record")
     session.run(seconds=20)
     counts = session.counts()
@@ -449,16 +445,6 @@ def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
     assert counts["num_answers"] >= 5 and set(counts["num_frames"].values()) == {60}
     lines = [json.loads(line) for line in (tmp_path / "record" / "live.jsonl").open()]
     assert [lines[0]["kind"], lines[-1]["kind"]] == ["start", "end"]
-
-
-def p_of(sources) -> Params:
-    return Params.from_values(
-        {
-            "processing": {"sequence_length": 4},
-            "vision": {"window_size": 4},
-            "live": {"sources": sources or None, "hop": 1},
-        }
-    )
 
 
 def test_the_page_shows_the_picture_and_the_numbers():
@@ -476,7 +462,7 @@ def test_the_page_shows_the_picture_and_the_numbers():
 def test_a_server_is_sent_whole_frames_and_its_answer_comes_back():
     frames = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
     with answering(lambda _: Answer({"choices": [{"message": {"content": "five"}}]})) as server:
-        remote = RemoteAnswerer(p_of(None), f"{server.endpoint}/v1", "How fast?")
+        remote = RemoteAnswerer(p_of(), f"{server.endpoint}/v1", "How fast?")
         assert remote.ask(frames, " So far.") == "five"
     body = json.loads(server.bodies[0])
     assert server.asked[0][0] == "/v1/chat/completions" and body["temperature"] == 0
@@ -500,6 +486,6 @@ def test_a_server_is_sent_whole_frames_and_its_answer_comes_back():
 )
 def test_a_server_that_fails_is_one_sentence(given, what):
     with answering(given) as server:
-        remote = RemoteAnswerer(p_of(None), server.endpoint, "?", timeout_s=0.3)
+        remote = RemoteAnswerer(p_of(), server.endpoint, "?", timeout_s=0.3)
         with pytest.raises(AvomniError, match=what):
             remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
