@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -25,8 +25,10 @@ from avomni_lib.errors import AvomniError, pick
 from avomni_lib.etl.clip.trajectory import HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.evaluation import baselines
 from avomni_lib.evaluation.scores import MODEL, parts_of
+from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.ticks import Ready, Sliding, Tick
 from avomni_lib.params import Params, user_code
+from avomni_lib.training.model import generate
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import TARGETS, motion_models, target_of
 from avomni_lib.training.targets.future import (
@@ -36,9 +38,6 @@ from avomni_lib.training.targets.future import (
     STEPS_APART,
     at_10hz,
 )
-
-if TYPE_CHECKING:
-    from avomni_lib.live.answerer import Answerer
 
 Observation = Mapping[str, np.ndarray]
 WHERE = "driving.policies"
@@ -307,9 +306,7 @@ class ModelPolicy(Policy):
                 wheel.plan = new if before is None else kept * before + (1 - kept) * new
 
     def _generate(self, frames: Sequence[np.ndarray], pasts: Sequence[str]) -> list[str]:
-        from avomni_lib.training.model.generate import generate_all
-
-        return generate_all(
+        return generate.generate_all(
             self._answerer.model,
             self._answerer.conversation,
             frames,

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -26,17 +26,15 @@ from scipy.spatial.transform import Rotation
 from avomni_lib import files
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache.windows import Windows, check_leaks
 from avomni_lib.evaluation.metrics import Asked
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.fit import job
-from avomni_lib.training.model import adapter
+from avomni_lib.training.model import adapter, load
 from avomni_lib.training.model.generate import Sampling
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target, target_of
-
-if TYPE_CHECKING:
-    from avomni_lib.etl.cache.windows import Windows
 
 logger = logging.getLogger(__name__)
 ATTRIBUTES = ("country", "hour", "platform")
@@ -48,8 +46,6 @@ def held_out_windows(p: Params) -> Windows:
     Raises:
         AvomniError: there is no cache, two splits share a clip, or the split has no window.
     """
-    from avomni_lib.etl.cache.windows import check_leaks
-
     windows: Windows = samples.scored_windows(p)
     check_leaks(windows.cache)
     if not len(windows):
@@ -317,8 +313,6 @@ def after(p: Params) -> list[ComparedWindow]:
     Raises:
         AvomniError: as `before`; there is no adapter that matches `p`.
     """
-    from avomni_lib.training.model import load
-
     windows = held_out_windows(p)
     load.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
     adapted = _predictions(p, windows, job.AFTER_FILE)

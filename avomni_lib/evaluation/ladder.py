@@ -12,7 +12,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from avomni_lib import files
 from avomni_lib.dataset.select import protocol as protocol_ids
 from avomni_lib.dataset.select import split
 from avomni_lib.etl import leaks
+from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip.trajectory import STEP_S
 from avomni_lib.evaluation import answer, baselines, bootstrap, metrics, models, trajectories
 from avomni_lib.evaluation.answer import Row, held_out_windows
@@ -30,12 +31,10 @@ from avomni_lib.evaluation.scores import Scores, parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 from avomni_lib.training.fit.heldout import thinned
-from avomni_lib.training.model import adapter, place
+from avomni_lib.training.model import adapter, load, place
+from avomni_lib.training.model.generate import Sampling
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target, target_of
-
-if TYPE_CHECKING:
-    from avomni_lib.etl.cache.windows import Windows
 
 ANSWERS_FILE = "answers.parquet"
 KEPT_FILE = "answers.partial.jsonl"
@@ -169,7 +168,6 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
 
 def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
     """The rows that models answer, including those of sampled answers."""
-    from avomni_lib.training.model.generate import Sampling
 
     def past_motion(index: int) -> str:
         return samples.past_words(p, functools.partial(windows.past, index))
@@ -195,8 +193,6 @@ def _num_samples(p: Params) -> int:
 
 def _checked(p: Params, windows: Windows) -> dict[str, Any]:
     """The adapter's record, after checking that no scored clip was used for training."""
-    from avomni_lib.training.model import load
-
     folder, header = adapter.adapter_dir(p), windows.cache.header
     record = adapter.read_record(folder)
     load.check_adapter(folder, p, header)
@@ -212,8 +208,6 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
 
 def _key(p: Params, windows: Windows) -> str:
     """Hash of everything that the answers depend on."""
-    from avomni_lib.training.model import load
-
     choices = {} if p.evaluation.server else load.choices_of(p)
     folders = [adapter.adapter_dir(p), models.blind_adapter(p)]
     whole = [path for folder in folders if folder for path in folder.iterdir() if path.is_file()]

@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,19 +28,17 @@ from PIL import Image
 from avomni_lib import files, hardware, workers
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError, without_passwords
+from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.evaluation import answer
 from avomni_lib.evaluation.answer import Asker, Batch, FrameSource
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export.card import SERVED_NAME
-from avomni_lib.training.model import adapter
+from avomni_lib.training.model import adapter, load
 from avomni_lib.training.model.generate import Sampling, generate_texts
-from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt import samples, views
 from avomni_lib.training.prompt.conversation import Conversation, prompt_text, videos_of
 from avomni_lib.training.targets import target_of
-
-if TYPE_CHECKING:
-    from avomni_lib.etl.cache.windows import Windows
 
 log = logging.getLogger(__name__)
 TIMEOUT_S, LIVE_TIMEOUT_S = 120.0, 15.0
@@ -53,8 +51,6 @@ BLIND = "blind"  # name under which PEFT holds the second adapter
 
 def shown(p: Params, windows: Windows) -> dict[str, FrameSource]:
     """Row of the ladder -> the frames that its model sees."""
-    from avomni_lib.training.prompt import views
-
     rows: dict[str, FrameSource] = {
         BASE_ROW: windows,
         "blind": views.Black(windows),
@@ -112,8 +108,6 @@ def opened(
     Raises:
         AvomniError: there is no adapter, or it does not match this cache or `p`.
     """
-    from avomni_lib.training.model import load
-
     if folder is not None:  # before the weights are loaded
         load.check_adapter(folder, p, header)
     base = load.load_base(p)
@@ -155,8 +149,6 @@ class Local:
         return contextlib.nullcontext()
 
     def _blind(self) -> str:
-        from avomni_lib.training.model import load
-
         folder = blind_adapter(self._p)
         if BLIND not in self._model.peft_config and folder is not None:
             blinded = self._p.blinded() or self._p

@@ -17,7 +17,7 @@ from avomni_lib.evaluation import models
 from avomni_lib.live import subject
 from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
-from avomni_lib.training.model import adapter
+from avomni_lib.training.model import adapter, generate
 from avomni_lib.training.model.seen import FeatureCache
 from avomni_lib.training.targets import Content, Target, target_of
 
@@ -89,15 +89,13 @@ class Answerer:
         Raises:
             AvomniError: the shape of the frames does not match the parameters.
         """
-        from avomni_lib.training.model.generate import generate_texts
-
         if frames.shape != self.conversation.frame_shape:
             raise AvomniError(
                 f"the window has shape {frames.shape}, the model expects "
                 f"{self.conversation.frame_shape} (frames, height, width, colours)"
             )
         started = time.monotonic()
-        (text,) = generate_texts(
+        (text,) = generate.generate_texts(
             self.model,
             self.conversation,
             frames[None],

@@ -17,6 +17,7 @@ from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.run.build import recipe_of
 from avomni_lib.etl.video import reader
+from avomni_lib.evaluation.answer import held_out_windows
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import history, past, samples, tokens
 from avomni_lib.training.targets import Content, target_of
@@ -50,8 +51,6 @@ def of_window(p: Params, index: int) -> Subject:
     Raises:
         AvomniError: there is no cache, or no window of that index.
     """
-    from avomni_lib.evaluation.answer import held_out_windows
-
     windows = held_out_windows(p)
     if not 0 <= index < len(windows):
         raise AvomniError(

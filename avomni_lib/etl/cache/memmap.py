@@ -104,11 +104,6 @@ class Cache:
         return tuple(self.header["tile"])
 
     @property
-    def has_obstacles(self) -> bool:
-        """Whether the cache was built with `processing.obstacles`."""
-        return "obstacle_columns" in self.header
-
-    @property
     def sample_hz(self) -> float:
         return self.header["sample_hz"]
 

@@ -292,7 +292,7 @@ def _neighbours(offsets: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _need_obstacles(cache: Cache) -> None:
-    if not cache.has_obstacles:
+    if "obstacle_columns" not in cache.header:
         raise AvomniError(
             "the cache was built without other road users",
             where=str(cache.folder),
