@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, parts, slurm
-from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from tests.folder_run import chosen, content
 from tests.published_set import clip_id_of
@@ -31,7 +31,7 @@ def part_ids(p: Params) -> set[str]:
 def started(p: Params, text: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", CODE, json.dumps(p.values()), text],
-        cwd=PROJECT_ROOT,
+        cwd=files.PROJECT_ROOT,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
@@ -81,26 +81,12 @@ def test_a_killed_share_loses_nothing_of_another_or_its_own(small_set, small_cac
 def test_a_build_and_a_share_do_not_meet(small_set, tmp_path):
     """A build removes what is half-written: that of a share that lives must not be there."""
     p = chosen(tmp_path, small_set)
-    code = (
-        "import sys; from pathlib import Path; from avomni_lib import files\n"
-        "with files.hold(Path(sys.argv[1]), 'busy', shared=sys.argv[2] == 'share'):\n"
-        "    print('held', flush=True); sys.stdin.read()\n"
-    )
-
-    def held_by(kind: str) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(p.cache_dir / ".lock"), kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdout.readline() == b"held\n"
-        return process
-
-    with held_by("share"):
+    lock = p.cache_dir / ".lock"
+    with files.hold(lock, "busy", shared=True):  # as another share does
         assert slurm.build_share(p, 1, 8)["num_made"] == 1, "shares let each other in"
         with pytest.raises(AvomniError, match="another process is building this cache"):
             build.build(p)
-    with held_by("build"):
+    with files.hold(lock, "busy"):
         with pytest.raises(AvomniError, match="a build of the whole") as caught:
             slurm.build_share(p, 1, 8)
         assert "run the same command again" in caught.value.fix
