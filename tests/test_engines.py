@@ -107,6 +107,18 @@ def outcomes_of(p: Params, folder: Path, *kinds: str) -> dict[str, JobOutcome]:
     return {job[1]: outcome for job, outcome in engines.run(p, fragile, jobs)}
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:{closed}", "nowhere", "127.0.0.1:port"])
+def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch, address):
+    """The first test that asks for Ray: this process belongs to no cluster yet."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = address.format(closed=unused.getsockname()[1])
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(AvomniError, match=f"no Ray cluster answers at {address} ") as caught:
+        next(engines.run(params("ray"), fragile, [("", "a")]))
+    assert "`ray start --head`" in caught.value.fix
+
+
 def test_both_nodes_of_a_cluster_work_and_jobs_may_come_later(cluster):
     told = []
 
@@ -242,28 +254,6 @@ def test_without_a_cluster_ray_starts_on_this_machine_and_leaves_nothing(tmp_pat
     assert lines[0].count("JobOutcome(reason=None") == 2
     assert lines[1].startswith("False False ") and lines[2] == "[]"
     assert len(lines) == 3 and "INFO" not in ran.stderr, "Ray says nothing of its own"
-
-
-def test_a_cluster_that_does_not_answer_is_one_message():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        closed = f"127.0.0.1:{unused.getsockname()[1]}"
-    code = (
-        "import os, sys\nfrom avomni_lib.errors import AvomniError\n"
-        "from avomni_lib.etl.run import engines\nfrom tests.test_engines import fragile, params\n"
-        "for address in sys.argv[1:]:\n    os.environ['RAY_ADDRESS'] = address\n"
-        "    try:\n        next(engines.run(params('ray'), fragile, [('', 'a')]))\n"
-        "    except AvomniError as error:\n        print(error.what, error.fix)\n"
-    )
-    wrong = [closed, "nowhere", "127.0.0.1:port"]
-    ran = subprocess.run(
-        [sys.executable, "-c", code, *wrong], cwd=PROJECT_ROOT, capture_output=True, text=True
-    )
-    said = ran.stdout.splitlines()
-    assert len(said) == len(wrong)
-    for address, line in zip(wrong, said, strict=True):
-        assert line.startswith(f"no Ray cluster answers at {address} (")
-        assert "`ray start --head`" in line
 
 
 def test_without_ray_it_is_said_before_anything_long(monkeypatch):
