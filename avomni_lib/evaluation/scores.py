@@ -55,10 +55,9 @@ class Metric:
     unit: str = ""
     more_is_better: bool = False
 
-    def shown(self, value: float, signed: bool = False) -> str:
+    def shown(self, value: float) -> str:
         """A value with its unit."""
-        text = f"{value:+.3f}" if signed else f"{value:.3f}"
-        return f"{text} {self.unit}".rstrip()
+        return f"{value:.3f} {self.unit}".rstrip()
 
 
 METRICS = {
