@@ -25,8 +25,9 @@ class Answer:
 
 
 class Asked(str):
-    """A request: its path, without its query; and two of its headers, empty without them."""
+    """A request: its path, without its query; its body; two of its headers, empty without them."""
 
+    body: bytes
     secret: str
     range: str
 
@@ -61,8 +62,8 @@ def answering(answer: Callable[[Asked], Answer]) -> Iterator[Answering]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
             asked = Asked(self.path.partition("?")[0])
+            asked.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             asked.secret = self.headers.get("Authorization", "")
             asked.range = self.headers.get("Range", "")
             running.asked.append(asked)

@@ -44,6 +44,25 @@ def kept_bars():
 
 
 @pytest.fixture(scope="session")
+def small_set(tmp_path_factory):
+    """Two chunks of four clips of 1.5 s; who changes it copies it first."""
+    from tests import published_set
+
+    return published_set.write_published_set(tmp_path_factory.mktemp("small_set"), 2, 4, 1.5)
+
+
+@pytest.fixture(scope="session")
+def small_cache(small_set, tmp_path_factory):
+    """Every file of the cache that one undisturbed build makes of it."""
+    from avomni_lib.etl.run import build
+    from tests import folder_run
+
+    p = folder_run.chosen(tmp_path_factory.mktemp("small_cache"), small_set)
+    build.build(p)
+    return folder_run.content(p.cache_dir)
+
+
+@pytest.fixture(scope="session")
 def large_set(tmp_path_factory):
     """The published set of `evicting_run`; who changes it copies it first."""
     from tests import evicting_run

@@ -42,16 +42,12 @@ def hub_of(served: LocalHub) -> Hub:
 
 def params(folder: Path, gb: float = 1.0, evict: bool = True, **sections) -> Params:
     """A run of all chunks; `dataset.source: world` tells how long a clip is."""
-    tile = {"tile_width": 64, "tile_height": 48}
-    values = folder_run.values(folder, folder / "raw", **tile, **sections.get("processing", {}))
+    size = {"tile_width": 64, "tile_height": 48}
+    values = folder_run.values(folder, folder / "raw", **size | sections.get("processing", {}))
     world = {"clip_seconds": SECONDS, "clips_per_chunk": CLIPS_PER_CHUNK}
     values["dataset"] |= {"source": "world", "repo_id": REPO, "world": world}
-    values["download"] = {
-        "target_chunks": NUM_CHUNKS,
-        "target_size_gb": gb,
-        "evict_raw": evict,
-        **sections.get("download", {}),
-    }
+    values["download"] = {"target_chunks": NUM_CHUNKS, "target_size_gb": gb, "evict_raw": evict}
+    values["download"] |= sections.get("download", {})
     return Params.from_values(values)
 
 

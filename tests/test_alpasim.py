@@ -18,11 +18,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from google.protobuf import descriptor_pb2
 
 from avomni_lib import files
-from avomni_lib.driving import policies
-from avomni_lib.driving.alpasim import egodriver_pb2, service
+from avomni_lib.__main__ import main
+from avomni_lib.driving import alpasim, policies
+from avomni_lib.driving.alpasim import messages, service
+from avomni_lib.driving.alpasim.messages import pb
 from avomni_lib.driving.alpasim.refusals import Runtime
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -71,7 +72,7 @@ def shaded(value: float) -> np.ndarray:
 
 @pytest.fixture
 def served() -> Iterator:
-    """`served(changes, Runtime)` -> a function that makes rollouts; `served.model` answers."""
+    """`served(p, Runtime)` -> a function that makes rollouts, begun unless told otherwise."""
     open_ones = []
 
     def begin(p: Params | None = None, rates: Runtime | None = None):
@@ -81,12 +82,13 @@ def served() -> Iterator:
         channel = runtime.connect(serving.__enter__())
         open_ones.append((channel, serving))
 
-        def rollout(name: str = "a") -> Rollout:
+        def rollout(name: str = "a", start: bool = True) -> Rollout:
             made = Rollout(runtime.stub(channel), name)
-            made.channel = channel
+            made.channel, made.model, made.driver = channel, model, driver
+            if start:
+                made.start()
             return made
 
-        rollout.model, rollout.driver = model, driver
         return rollout
 
     yield begin
@@ -98,9 +100,7 @@ def served() -> Iterator:
 @pytest.fixture
 def rollout(served) -> Rollout:
     """A session that has begun."""
-    made = served()()
-    made.start()
-    return made
+    return served()()
 
 
 def refused(call, *arguments) -> tuple[str, str]:
@@ -153,7 +153,7 @@ def test_a_car_on_a_slope_is_told_a_path_on_that_slope(rollout):
     for number in range(5):
         now_us = START_US + number * STEP_US
         rollout.show(now_us, shaded(10.0))
-        request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
+        request = pb.RolloutEgoTrajectory(session_uuid="a")
         at = request.trajectory.poses.add(timestamp_us=now_us)
         at.pose.vec.z = 7.0
         at.pose.quat.w, at.pose.quat.y = np.cos(pitch / 2), np.sin(pitch / 2)
@@ -165,12 +165,10 @@ def test_a_car_on_a_slope_is_told_a_path_on_that_slope(rollout):
 
 
 def test_between_answers_the_last_path_is_followed_on_where_it_was(served):
-    made = served()
-    rollout = made()
-    rollout.start()
+    rollout = served()()
     answers = [poses(step(rollout, number, 5.0 + number)) for number in range(10)]
-    assert [len(window) for window in made.model.windows] == [3, 3]
-    brightness = [window.mean(axis=(1, 2, 3)).tolist() for window in made.model.windows]
+    assert [len(window) for window in rollout.model.windows] == [3, 3]
+    brightness = [window.mean(axis=(1, 2, 3)).tolist() for window in rollout.model.windows]
     assert brightness == [[5, 7, 9], [9, 11, 13]]
     first, later = answers[4], answers[6]
     # The same places at the same times, from its own current pose on.
@@ -186,16 +184,14 @@ def test_it_is_shown_what_the_policy_of_the_environment_is_shown(served, monkeyp
     p = p_of(processing={"sample_hz": 10}, live={"hop": 1})
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 40, (8, 4, 9, 16, 3)).astype(np.uint8)
-    made = served(p)
-    rollout, shown = made(), []
-    rollout.start()
+    rollout, shown = served(p)(), []
 
     class Answerer:
         name, target, model, conversation = "adapted", target("future_v1"), None, None
 
     def say(model, talk, frames, *_, histories, constrained):
         shown.extend(np.array(frames))
-        return [made.model.say(float(window[-1].mean())) for window in frames]
+        return [Model.say(float(window[-1].mean())) for window in frames]
 
     monkeypatch.setattr(generate, "generate_texts", say)
     Answerer.p = p
@@ -213,30 +209,26 @@ def test_it_is_shown_what_the_policy_of_the_environment_is_shown(served, monkeyp
             way = runtime.to_rig(answered[4::4, 1:3], 0.8 * number, 0.0, 0.0)
             assert way == pytest.approx(waypoints, abs=1e-4)
     assert len(shown) == 6
-    assert np.array_equal(shown, made.model.windows)
+    assert np.array_equal(shown, rollout.model.windows)
 
 
 def test_an_answer_without_a_path_leaves_the_last_one_or_else_the_velocity(served):
-    made = served(p_of(live={"hop": 1}))
-    rollout = made()
-    rollout.start()
+    rollout = served(p_of(live={"hop": 1}))()
     kept = poses(drive_on(rollout, 210.0))
     assert kept[-1, 1:3] == pytest.approx([3.2 + 6.4 * 8.0, 0.0], abs=1e-4)
     step(rollout, 5, 5.0)
     answered = poses(step(rollout, 6, 5.0))
     later = poses(step(rollout, 7, 210.0)), poses(step(rollout, 8, 210.0))
     assert later[1][1:63] == pytest.approx(answered[3:], abs=1e-5)
-    assert made.driver.num_unread == 2
-    assert "answers without a path: 2" in service.summary(made.driver)
+    assert rollout.driver.num_unread == 2
+    assert "answers without a path: 2" in service.summary(rollout.driver)
 
 
 @pytest.mark.parametrize("speed", [8.0, None])
 def test_the_past_is_told_where_the_prompt_has_it(served, speed):
-    made = served(p_of(prompt={"ego_history": True}))
-    rollout = made()
-    rollout.start()
+    rollout = served(p_of(prompt={"ego_history": True}))()
     drive_on(rollout, 5.0, speed=speed)
-    (history,) = made.model.histories
+    (history,) = rollout.model.histories
     assert "Speed there: 8.00m/s." in history
     assert "-0.4s (-3.20,0.00) -0.2s (-1.60,0.00)" in history
 
@@ -245,7 +237,6 @@ def test_poses_and_pictures_of_a_step_may_come_in_any_order(served):
     answers = []
     for order in (1, -1):
         rollout = served()()
-        rollout.start()
         moments = [(number, START_US + number * STEP_US // 2) for number in range(9)][::order]
         for number, time_us in moments:
             rollout.show(time_us, shaded(number))
@@ -256,15 +247,13 @@ def test_poses_and_pictures_of_a_step_may_come_in_any_order(served):
 
 
 def test_a_picture_that_comes_a_call_late_is_waited_for(served):
-    made = served(p_of(processing={"sample_hz": 10}, live={"hop": 1}))
-    rollout = made()
-    rollout.start()
+    rollout = served(p_of(processing={"sample_hz": 10}, live={"hop": 1}))()
     for number in range(8):
         now_us = START_US + number * STEP_US
         rollout.move(now_us, 0.8 * number, 0.0, 0.0, 8.0)
         answered = rollout.drive(now_us)
         rollout.show(now_us, shaded(number))
-    brightness = [window.mean(axis=(1, 2, 3)).tolist() for window in made.model.windows]
+    brightness = [window.mean(axis=(1, 2, 3)).tolist() for window in rollout.model.windows]
     assert brightness == [[number, number + 1, number + 2] for number in range(5)]
     # The path begins where the car was when the last picture was taken.
     assert poses(answered)[3, :2] == pytest.approx([1.0, 0.8 * 6 + path_at(6.0)[0, 0]], abs=1e-4)
@@ -272,7 +261,7 @@ def test_a_picture_that_comes_a_call_late_is_waited_for(served):
 
 def test_sessions_do_not_see_each_other_and_are_answered_at_once(served):
     made = served()
-    rollouts = [made(f"session {number}") for number in range(6)]
+    rollouts = [made(f"session {number}", start=False) for number in range(6)]
 
     def drive(idx: int) -> np.ndarray:
         rollouts[idx].start()
@@ -284,8 +273,8 @@ def test_sessions_do_not_see_each_other_and_are_answered_at_once(served):
         paths = list(pool.map(drive, range(6)))
     for idx, path in enumerate(paths):
         assert path == pytest.approx(path_at(3.0 * idx), abs=1e-3)
-    assert made.model.most == 1  # one model, one window at a time
-    assert len(made.model.windows) == 12
+    assert rollouts[0].model.most == 1  # one model, one window at a time
+    assert len(rollouts[0].model.windows) == 12
 
 
 # What it refuses.
@@ -293,11 +282,11 @@ def test_sessions_do_not_see_each_other_and_are_answered_at_once(served):
 
 def test_calls_in_the_wrong_order_are_told_what_is_wrong_and_end_nothing(served):
     made = served()
-    rollout = made()
+    rollout = made(start=False)
     for call in (lambda: rollout.drive(START_US), lambda: step(rollout, 0, 1.0), rollout.close):
         assert refused(call) == ("NOT_FOUND", "session a was never started here; start_session")
-    assert refused(made("").drive, 0)[0] == "NOT_FOUND"
-    assert refused(made("").start) == ("INVALID_ARGUMENT", "a session needs a session_uuid")
+    assert refused(made("", start=False).drive, 0)[0] == "NOT_FOUND"
+    assert refused(made, "") == ("INVALID_ARGUMENT", "a session needs a session_uuid")
     rollout.start()
     code, words = refused(rollout.start)
     assert code == "ALREADY_EXISTS" and "session a runs already" in words
@@ -330,7 +319,7 @@ def test_a_stale_pose_is_refused(rollout):
 @pytest.mark.parametrize("numbers", [(np.nan, 0, 0, 1), (0, np.inf, 0, 1), (0, 0, 0, 0)])
 def test_what_is_no_pose_is_refused(rollout, numbers):
     x, y, z, w = numbers
-    request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
+    request = pb.RolloutEgoTrajectory(session_uuid="a")
     at = request.trajectory.poses.add(timestamp_us=START_US).pose
     at.vec.x, at.vec.y, at.quat.z, at.quat.w = x, y, z, w
     code, words = refused(rollout.calls.submit_egomotion_observation, request)
@@ -338,7 +327,7 @@ def test_what_is_no_pose_is_refused(rollout, numbers):
 
 
 def test_states_that_belong_to_no_pose_are_refused(rollout):
-    request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
+    request = pb.RolloutEgoTrajectory(session_uuid="a")
     request.dynamic_states.add()
     code, words = refused(rollout.calls.submit_egomotion_observation, request)
     assert (code, words) == ("INVALID_ARGUMENT", "0 poses with 1 dynamic_states")
@@ -371,22 +360,20 @@ def test_a_malformed_picture_is_refused_and_the_session_goes_on(rollout, content
 
 
 def test_pictures_of_cameras_that_the_model_does_not_see_are_left_aside(served):
-    rollout = served()()
+    rollout = served()(start=False)
     rollout.start([camera(name) for name in (*rollout.cameras, "camera_cross_left_120fov")])
     rollout.see("camera_cross_left_120fov", START_US, b"not even a picture")
 
 
 def test_jpegs_are_pictures_too(served):
-    made = served()
-    rollout = made()
-    rollout.start()
+    rollout = served()()
     for number in range(5):
         now_us = START_US + number * STEP_US
         rollout.show(now_us, shaded(7.0), "JPEG")
         rollout.move(now_us, 0.0, 0.0, 0.0, 8.0)
         answered = rollout.drive(now_us)
     assert len(answered.trajectory.poses) == 65
-    assert made.model.windows[0].mean() == pytest.approx(7.0, abs=1.0)
+    assert rollout.model.windows[0].mean() == pytest.approx(7.0, abs=1.0)
 
 
 SLOW = {"processing": {"sequence_length": 16, "sample_hz": 2}}
@@ -403,16 +390,16 @@ SLOW = {"processing": {"sequence_length": 16, "sample_hz": 2}}
     ],
 )
 def test_a_session_of_other_rates_is_refused_with_what_mends_it(served, changes, rates, words):
-    code, said = refused(served(p_of(**changes), rates)().start)
+    code, said = refused(served(p_of(**changes), rates))
     assert code == "FAILED_PRECONDITION" and words in said
 
 
 def test_rates_that_were_mended_are_served(served):
-    served(p_of(**SLOW), Runtime(warm_up_s=7.6))().start()
+    served(p_of(**SLOW), Runtime(warm_up_s=7.6))()
 
 
 def test_a_session_without_the_models_cameras_is_refused_with_all_that_is_wrong(served):
-    rollout = served()()
+    rollout = served()(start=False)
     names = rollout.cameras
     pinhole, blank, wide = camera(names[1]), camera(names[2]), camera(names[3], view_deg=180)
     pinhole.intrinsics.ClearField("ftheta_param")
@@ -432,7 +419,7 @@ def test_a_session_without_the_models_cameras_is_refused_with_all_that_is_wrong(
 
 
 def test_a_lens_is_judged_by_whichever_polynomial_is_given(served):
-    rollout = served()()
+    rollout = served()(start=False)
     available = [camera(name) for name in rollout.cameras]
     lens = available[0].intrinsics.ftheta_param
     per_px = lens.pixeldist_to_angle_poly[1]
@@ -445,7 +432,6 @@ def test_a_lens_is_judged_by_whichever_polynomial_is_given(served):
 def test_a_camera_that_shows_nothing_or_too_little_is_named(served):
     made = served()
     rollout = made()
-    rollout.start()
     for number in range(17):
         now_us = START_US + number * STEP_US
         for name in rollout.cameras[:-1]:
@@ -455,7 +441,6 @@ def test_a_camera_that_shows_nothing_or_too_little_is_named(served):
     assert code == "FAILED_PRECONDITION"
     assert f"no picture in 1.7 s of {rollout.cameras[-1]}" in words
     slow = made("slow")
-    slow.start()
     slow.show(START_US, shaded(5.0))
     slow.drive(START_US)
     for number in (1, 2, 3):  # it may still come
@@ -475,7 +460,6 @@ def test_a_camera_that_shows_nothing_or_too_little_is_named(served):
 )
 def test_a_model_that_fails_is_told_and_the_server_goes_on(served, value, code, words):
     rollout = served(p_of(live={"hop": 1}))()
-    rollout.start()
     drive_on(rollout, 5.0, numbers=range(4))
     assert refused(step, rollout, 4, value) == (code, words)
     step(rollout, 5, 5.0)
@@ -484,11 +468,9 @@ def test_a_model_that_fails_is_told_and_the_server_goes_on(served, value, code, 
 
 def test_an_idle_session_is_dropped_when_another_begins(served, monkeypatch):
     made = served()
-    left, spoken_to = made("left"), made("spoken to")
-    left.start()
-    spoken_to.start()
+    left, _ = made("left"), made("spoken to")
     monkeypatch.setattr(service, "IDLE_S", 0.0)
-    made("new").start()
+    made("new")
     monkeypatch.setattr(service, "IDLE_S", 600.0)
     code, words = refused(left.drive, START_US)
     assert code == "NOT_FOUND" and "was dropped: no call for" in words
@@ -497,11 +479,10 @@ def test_an_idle_session_is_dropped_when_another_begins(served, monkeypatch):
 def test_there_is_an_end_to_sessions(served, monkeypatch):
     monkeypatch.setattr(service, "MOST_SESSIONS", 2)
     made = served()
-    made("a").start()
-    made("b").start()
-    assert refused(made("c").start)[0] == "RESOURCE_EXHAUSTED"
-    made("a").close()
-    made("c").start()
+    first, _ = made("a"), made("b")
+    assert refused(made, "c")[0] == "RESOURCE_EXHAUSTED"
+    first.close()
+    made("c")
 
 
 def test_bytes_that_are_no_message_and_methods_that_are_none_end_nothing(rollout):
@@ -518,43 +499,33 @@ def test_the_simulator_may_ask_for_the_version_and_for_the_end():
     serving.start()
     with runtime.connect(ports.get(timeout=30)) as channel:
         calls = runtime.stub(channel)
-        assert calls.get_version(egodriver_pb2.Empty()).version_id.startswith("avomni-")
-        calls.shut_down(egodriver_pb2.Empty())
+        assert calls.get_version(pb.Empty()).version_id.startswith("avomni-")
+        calls.shut_down(pb.Empty())
         serving.join(timeout=30)
     assert not serving.is_alive()
 
 
 def test_few_pictures_are_kept_however_many_are_shown(served):
-    made = served()
-    rollout = made()
-    rollout.start()
+    rollout = served()()
     for number in range(200):  # 50 a second, where the model looks five times
         rollout.show(START_US + number * 20_000, shaded(number))
         if number % 5 == 4:
             rollout.move(START_US + number * 20_000, 0.0, 0.0, 0.0, 8.0)
             rollout.drive(START_US + number * 20_000)
-        (held,) = made.driver._held.values()
+        (held,) = rollout.driver._held.values()
         assert number < 5 or all(len(own) <= 10 for own in held.session._frames.values())
     # Each look shows the last picture at or before it: every tenth.
-    assert [window[-1].mean() for window in made.model.windows[:3]] == [20, 40, 60]
+    assert [window[-1].mean() for window in rollout.model.windows[:3]] == [20, 40, 60]
 
 
 # The messages.
 
 
 def test_the_messages_are_those_of_the_proto_file(tmp_path):
-    name = "avomni_lib/driving/alpasim/egodriver.proto"
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"-o{tmp_path}/set", name]
-    subprocess.run(command, check=True, cwd=files.PROJECT_ROOT)
-    (made,) = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
-    held = descriptor_pb2.FileDescriptorProto()
-    egodriver_pb2.DESCRIPTOR.CopyToProto(held)
-    for each in (made, held):  # names for JSON, which protoc fills in or not
-        each.ClearField("source_code_info")
-        for message in [*each.message_type, *(n for m in each.message_type for n in m.nested_type)]:
-            for of_message in message.field:
-                of_message.ClearField("json_name")
-    assert made == held
+    folder = Path(messages.__file__).parent
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"-o{tmp_path}/set"]
+    subprocess.run([*command, "egodriver.proto"], check=True, cwd=folder)
+    assert (tmp_path / "set").read_bytes() == (folder / "egodriver.binpb").read_bytes()
 
 
 def field(number: int, wire: int, content: bytes) -> bytes:
@@ -570,50 +541,42 @@ def test_alpasims_bytes_are_understood_and_its_other_fields_passed_over():
     at = field(1, 2, pose) + field(2, 1, (7).to_bytes(8, "little"))
     state = field(1, 2, place) + field(2, 2, field(1, 5, b"\0\0\0\x40")) + field(3, 2, place)
     content = field(1, 2, b"id") + field(3, 2, field(1, 2, at)) + field(5, 2, state)
-    ego = egodriver_pb2.RolloutEgoTrajectory.FromString(content)
+    ego = pb.RolloutEgoTrajectory.FromString(content)
     assert ego.session_uuid == "id" and ego.trajectory.poses[0].timestamp_us == 7
     assert ego.trajectory.poses[0].pose.vec.y == 2 and ego.trajectory.poses[0].pose.quat.w == 1
     assert ego.dynamic_states[0].linear_velocity.x == 2
     times = field(2, 1, bytes(8)) + field(3, 1, (9).to_bytes(8, "little"))
     image = times + field(4, 2, b"jpeg") + field(5, 2, b"front")
-    seen = egodriver_pb2.RolloutCameraImage.FromString(field(1, 2, b"id") + field(3, 2, image))
+    seen = pb.RolloutCameraImage.FromString(field(1, 2, b"id") + field(3, 2, image))
     assert (seen.camera_image.frame_end_us, seen.camera_image.image_bytes) == (9, b"jpeg")
     assert seen.camera_image.logical_id == "front"
     lens = field(1, 1, bytes(8)) + field(4, 2, bytes(8)) + field(5, 2, bytes(16))
     spec = field(2, 2, lens) + field(5, 2, b"front") + field(7, 0, b"\x09") + field(8, 0, b"\x10")
     seen_by = field(3, 2, field(1, 2, spec) + field(3, 2, b"front"))
     start = field(1, 2, b"id") + field(4, 2, b"") + field(5, 2, field(1, 2, seen_by))
-    (made,) = egodriver_pb2.DriveSessionRequest.FromString(
-        start
-    ).rollout_spec.vehicle.available_cameras
+    (made,) = pb.DriveSessionRequest.FromString(start).rollout_spec.vehicle.available_cameras
     assert (made.logical_id, made.intrinsics.resolution_w) == ("front", 16)
     assert len(made.intrinsics.ftheta_param.angle_to_pixeldist_poly) == 2
     now = field(3, 1, (5).to_bytes(8, "little"))
-    assert egodriver_pb2.DriveRequest.FromString(now).time_now_us == 5
-    answer = egodriver_pb2.DriveResponse()
+    assert pb.DriveRequest.FromString(now).time_now_us == 5
+    answer = pb.DriveResponse()
     answer.trajectory.poses.add(timestamp_us=3)
     assert answer.SerializeToString() == field(
         2, 2, field(1, 2, field(2, 1, (3).to_bytes(8, "little")))
     )
 
 
-def test_without_the_extra_one_sentence_names_it():
-    code = (
-        "import sys; sys.modules['grpc'] = None\n"
-        "from avomni_lib.__main__ import main\n"
-        "sys.exit(main(['serve', 'params/demo_future.yaml', '--alpasim', '0', '--base']))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=files.PROJECT_ROOT
-    )
-    assert done.returncode == 1
-    assert "the driver for AlpaSim needs grpcio and protobuf" in done.stderr
-    assert "pip install -e '.[alpasim]'" in done.stderr and "Traceback" not in done.stderr
+def test_without_the_extra_one_sentence_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    monkeypatch.delitem(sys.modules, service.__name__)
+    monkeypatch.delattr(alpasim, "service")
+    assert main(["serve", "params/demo_future.yaml", "--alpasim", "0", "--base"]) == 1
+    said = capsys.readouterr().err
+    assert "the driver for AlpaSim needs grpcio and protobuf" in said
+    assert "pip install -e '.[alpasim]'" in said and "Traceback" not in said
 
 
 def test_a_run_that_says_no_path_is_not_served(capsys):
-    from avomni_lib.__main__ import main
-
     assert main(["serve", "params/demo.yaml", "--alpasim", "0", "--base"]) == 1
     assert "the target summary_v1 says no path to drive along" in capsys.readouterr().err
 

@@ -1,9 +1,6 @@
 """Answers in batches that stay the same: alone, together, interrupted and gone on with."""
 
 import json
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -156,47 +153,6 @@ def test_an_interrupted_run_goes_on_after_the_last_whole_batch(model, talk, tmp_
         assert windows.read == list(range(7))
     kept.remove()
     assert not path.exists()
-
-
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from types import SimpleNamespace
-import numpy as np
-from avomni_lib.evaluation import answer
-from avomni_lib.training.model import generate
-from avomni_lib.training.model.generate import Sampling
-from tests.answering import answers
-
-def stub(model, talk, frames, max_new_tokens, *, sampling, **options):
-    numbers = frames.flatten().tolist()
-    print("asked", numbers, flush=True)
-    if sys.argv[2] in map(str, numbers):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return [f"{number} drawn from {sampling.seed}" for number in numbers]
-
-generate.generate_texts = stub
-windows = SimpleNamespace(frames=lambda index: np.array([index]))
-predicted = answers(
-    None, None, windows, range(7), batch_size=2, max_new_tokens=1, sample=1,
-    sampling=Sampling(seed=4), kept=answer.Kept(Path(sys.argv[1]), "key"),
-)
-print(json.dumps(predicted))
-"""
-
-
-def test_a_killed_process_goes_on_to_the_same_seeds(tmp_path):
-    """A model of one line stands in for the real one, so that a process is soon there."""
-
-    def run(kept, dies_at=""):
-        command = [sys.executable, "-c", KILLED, str(tmp_path / kept), dies_at]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        return done.returncode, done.stdout.splitlines()
-
-    _, (*asked, whole) = run("whole")
-    assert len(asked) == 4 and len({text.split()[-1] for text in json.loads(whole)}) == 4
-    assert run("killed", dies_at="5") == (-signal.SIGKILL, asked[:3])
-    assert run("killed") == (0, [*asked[2:], whole])
 
 
 def test_answers_of_another_adapter_or_model_are_not_taken(tmp_path):

@@ -130,20 +130,6 @@ def test_on_a_circle_ctra_is_exact_and_constant_velocity_off_by_the_closed_form(
     assert trajectories.distances(on, after.xy_m) == pytest.approx(np.abs(apart), abs=1e-6)
 
 
-def test_a_car_that_brakes_stops_and_stays():
-    motion = motion_models.ctra(straight(6.0, -2.0))
-    assert motion.accel_mps2 == pytest.approx(-2.0)
-    future = motion_models.truth_of(motion, 1.5, "last").future
-    t = np.minimum(FUTURE_S, 3.0)
-    assert future.xy_m[:, 0] == pytest.approx(6 * t - t**2)
-    assert (np.diff(future.xy_m[:, 0]) >= 0).all()
-    window = motion_models.truth_of(motion, 7.5, "first")
-    assert window.path_m == window.chord_m == pytest.approx(9.0)
-    assert window.speed_mps == pytest.approx(9.0 / 7.5)
-    assert window.future.speed_mps == 0
-    assert not window.future.xy_m.any() and not window.future.yaw_rad.any()
-
-
 @pytest.mark.parametrize("speed", [0.0, 1e-9, -1e-9, -0.03])
 def test_a_car_that_has_just_stopped_does_not_start_backwards(speed):
     t = PAST_S

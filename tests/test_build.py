@@ -18,7 +18,6 @@ from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run import build, forecast, parts
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar
 from tests.folder_run import chosen, content, values
 from tests.published_set import (
     Drive,
@@ -92,17 +91,11 @@ def test_the_figures_count_what_is_there(undisturbed):
 
 
 def test_one_worker_makes_the_same_bytes_as_two_and_tells_how_far_it_is(
-    published, undisturbed, tmp_path
+    published, undisturbed, tmp_path, kept_bars
 ):
-    bars = []
-
-    class Kept(Bar):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            bars.append(self)
-
+    made, bars = kept_bars
     p = chosen(tmp_path, published)
-    build.build(p, Kept)
+    build.build(p, made)
     assert content(p.cache_dir) == undisturbed[1]
     assert [(bar.total, bar.count, bar.unit) for bar in bars] == [(NUM_CLIPS, NUM_CLIPS, "clip")]
 

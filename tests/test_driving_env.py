@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 from avomni_lib.dataset import cameras
 from avomni_lib.driving.episode import Episode
+from avomni_lib.driving.terms import SharedGeometry
 from avomni_lib.errors import AvomniError
 from avomni_world.driving import expert, traffic, vehicle
 from avomni_world.driving.env import ROOM_M, DriveEnv
@@ -53,30 +54,9 @@ def drive_with(env: DriveEnv, policy: Callable[[DriveEnv], np.ndarray], steps: i
     return info
 
 
-def corners(box: np.ndarray) -> np.ndarray:
-    """(…, 4, 2) of boxes (…, 5): x, y, yaw, length, width."""
-    x, y, yaw, length, width = (part[..., None] for part in np.moveaxis(box, -1, 0))
-    ahead, left = length / 2 * np.array([1, 1, -1, -1]), width / 2 * np.array([1, -1, -1, 1])
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    return np.stack([x + ahead * cos - left * sin, y + ahead * sin + left * cos], axis=-1)
-
-
 def contacts(episode: Episode) -> set[int]:
-    """The actors that the ego touched, by the separating axis theorem."""
-    length, width, rear = episode.size
-    ahead = (length / 2 - rear) * np.stack([np.cos(episode.ego[:, 2]), np.sin(episode.ego[:, 2])])
-    box = np.column_stack(
-        [episode.ego[:, :2] + ahead.T, episode.ego[:, 2], *np.full((2, len(episode.ego)), 0.0)]
-    )
-    box[:, 3:] = length, width
-    ego, others = corners(box)[:, None], corners(episode.actors[..., [0, 1, 2, 4, 5]])
-    apart = np.zeros(others.shape[:2], bool)
-    for yaw in (box[:, None, 2], episode.actors[..., 2]):
-        for turn in (0.0, np.pi / 2):
-            axis = np.stack([np.cos(yaw + turn), np.sin(yaw + turn)], axis=-1)[..., None]
-            ours, theirs = (ego @ axis)[..., 0], (others @ axis)[..., 0]
-            apart |= (ours.max(-1) < theirs.min(-1)) | (theirs.max(-1) < ours.min(-1))
-    return set(np.flatnonzero((~apart & ~np.isnan(theirs).any(-1)).any(axis=0)).tolist())
+    """The actors that the ego touched."""
+    return {contact.actor for contact in SharedGeometry(episode).contacts}
 
 
 @pytest.mark.parametrize("action", ["waypoints", "controls"])

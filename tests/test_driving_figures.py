@@ -595,10 +595,10 @@ class Recorded:
 
 @pytest.fixture
 def asked(monkeypatch):
-    def made(**changes):
+    def made(name="adapted", **changes):
         answerer = Recorded(p_of(**changes))
         monkeypatch.setattr(generate, "generate_texts", answerer.say)
-        return answerer
+        return policies.policy(name, answerer.p, lambda: answerer), answerer
 
     return made
 
@@ -615,8 +615,7 @@ def speeds_of(drives, values, number=0, speed=8.0):
 
 
 def test_the_model_is_shown_its_window_and_followed_until_the_next_answer(asked):
-    answerer = asked()
-    drives = policies.policy("adapted", answerer.p, lambda: answerer)
+    drives, answerer = asked()
     speeds = speeds_of(drives, range(1, 14))
     # Ticks are every second step; the window of three is whole at tick 2, answers at each second
     # tick.
@@ -633,8 +632,7 @@ def test_the_model_is_shown_its_window_and_followed_until_the_next_answer(asked)
 
 
 def test_several_episodes_are_answered_in_one_batch_as_each_by_itself(asked):
-    answerer = asked()
-    drives = policies.policy("adapted", answerer.p, lambda: answerer)
+    drives, answerer = asked()
     alone = [speeds_of(drives, range(first, first + 9)) for first in (1, 50)]
     answerer.asked.clear()
     for number in (3, 7):
@@ -645,23 +643,21 @@ def test_several_episodes_are_answered_in_one_batch_as_each_by_itself(asked):
             number: seen_at(8.0, pictures=shaded(first + step))
             for number, first in ((3, 1), (7, 50))
         }
-        together.append(policies.several(drives, seen))
+        together.append(drives.several(seen))
     assert [len(frames) for frames in answerer.asked] == [2, 2]
     for number, own in zip((3, 7), alone, strict=True):
         assert [float(each[number][0, 0] / 0.4) for each in together] == pytest.approx(own)
 
 
 def test_an_answer_that_cannot_be_read_leaves_the_last_path(asked):
-    answerer = asked(live={"hop": 1})
-    drives = policies.policy("adapted", answerer.p, lambda: answerer)
+    drives, answerer = asked(live={"hop": 1})
     speeds = speeds_of(drives, [8, 8, 8, 8, 8, 8, 250, 250, 250], speed=8.0)
     assert speeds == pytest.approx([8.0] * 9, abs=0.02)
     assert (drives.num_answers, drives.num_unread) == (3, 2)
 
 
 def test_half_of_the_path_before_stays_in_the_one_that_is_followed(asked):
-    answerer = asked(driving={"smoothing": 0.5, "hop": 1})
-    drives = policies.policy("adapted", answerer.p, lambda: answerer)
+    drives, answerer = asked(driving={"smoothing": 0.5, "hop": 1})
     assert drives.hop == 1
     speeds = speeds_of(drives, [10] * 7 + [20] * 4)
     # The stand-in rig does not move on, so a carried path seems a little faster at each step.
@@ -670,13 +666,12 @@ def test_half_of_the_path_before_stays_in_the_one_that_is_followed(asked):
 
 
 def test_blind_it_is_shown_black_and_asked_once_for_all(asked):
-    answerer = asked()
-    drives = policies.policy("blind", answerer.p, lambda: answerer)
+    drives, answerer = asked("blind")
     for number in range(4):
         drives.start(number, along(5.0))
     for _ in range(13):
         seen = {number: seen_at(8.0, pictures=shaded(99)) for number in range(4)}
-        waypoints = policies.several(drives, seen)
+        waypoints = drives.several(seen)
     assert drives.name == "blind"
     assert [frames.shape[0] for frames in answerer.asked] == [1]
     assert not answerer.asked[0].any()
@@ -685,13 +680,12 @@ def test_blind_it_is_shown_black_and_asked_once_for_all(asked):
 
 
 def test_no_batch_is_larger_than_those_of_the_evaluation(asked):
-    answerer = asked(evaluation={"batch_size": 2})
-    drives = policies.policy("adapted", answerer.p, lambda: answerer)
+    drives, answerer = asked(evaluation={"batch_size": 2})
     for number in range(5):
         drives.start(number, along(5.0))
     for _ in range(5):
-        waypoints = policies.several(
-            drives, {number: seen_at(pictures=shaded(number)) for number in range(5)}
+        waypoints = drives.several(
+            {number: seen_at(pictures=shaded(number)) for number in range(5)}
         )
     assert [len(frames) for frames in answerer.asked] == [2, 2, 1]
     speeds = [float(waypoints[number][0, 0] / 0.4) for number in range(5)]
@@ -699,12 +693,11 @@ def test_no_batch_is_larger_than_those_of_the_evaluation(asked):
 
 
 def test_the_past_is_told_where_the_prompt_asks_for_it(asked):
-    answerer = asked(prompt={"ego_history": True})
-    drives = policies.policy("blind", answerer.p, lambda: answerer)
+    drives, answerer = asked("blind", prompt={"ego_history": True})
     for number in range(2):
         drives.start(number, along(5.0))
     for _ in range(5):
-        policies.several(drives, {0: seen_at(8.0), 1: seen_at(3.0)})
+        drives.several({0: seen_at(8.0), 1: seen_at(3.0)})
     ((fast, slow),) = answerer.histories
     assert "(-12.80,0.00)" in fast and "Speed there: 8.00m/s." in fast
     assert "Speed there: 3.00m/s." in slow
@@ -712,21 +705,20 @@ def test_the_past_is_told_where_the_prompt_asks_for_it(asked):
 
 
 def test_pictures_are_taken_at_the_last_step_before_each_tick(asked):
-    answerer = asked(processing={"sample_hz": 4}, live={"hop": 1})
-    drives = policies.policy("adapted", answerer.p, lambda: answerer)
+    drives, answerer = asked(processing={"sample_hz": 4}, live={"hop": 1})
     speeds_of(drives, range(0, 12))
     last = [int(window[0, -1].mean()) for window in answerer.asked]
     assert last == [5, 7, 10]  # 0.5, 0.75 and 1.0 s
 
 
 def test_a_model_that_cannot_drive_is_refused_before_it_is_loaded(asked):
-    answerer = asked(training={"target": "summary_v1"})
-    with pytest.raises(AvomniError, match="summary_v1 says no path to drive along"):
-        policies.policy("adapted", answerer.p, no_answerer)
-    answerer = asked(processing={"sample_hz": 20})
-    with pytest.raises(AvomniError, match="looks 20 times a second"):
-        policies.policy("adapted", answerer.p, no_answerer)
-    drives = policies.policy("adapted", p_of(), asked)
+    for changes, words in (
+        ({"training": {"target": "summary_v1"}}, "summary_v1 says no path to drive along"),
+        ({"processing": {"sample_hz": 20}}, "looks 20 times a second"),
+    ):
+        with pytest.raises(AvomniError, match=words):
+            policies.policy("adapted", p_of(**changes), no_answerer)
+    drives, _ = asked()
     drives.start(0, along(5.0))
     with pytest.raises(AvomniError, match="expected \\(4, height, width, 3\\) uint8"):
         drives(seen_at(8.0, pictures=shaded(1)[:3]))
@@ -783,7 +775,7 @@ def test_a_policy_of_the_users_own_drives(mine):
     counting = mine("Counting")
     for number in (0, 1):
         counting.start(number, along(5.0))
-    last = [policies.several(counting, {0: seen_at(), 1: seen_at()}) for _ in range(2)][-1]
+    last = [counting.several({0: seen_at(), 1: seen_at()}) for _ in range(2)][-1]
     assert last[0][0, 0] == last[1][0, 0] == 2, "each episode has an object of its own"
 
 

@@ -72,15 +72,14 @@ def test_what_is_forecast_is_what_lies_on_the_disk(made):
 @settings(max_examples=20)
 @given(
     num_clips=st.integers(1, 3000),
-    in_chunk=st.integers(1, 120),
     seconds=st.floats(1, 30),
     storage=st.sampled_from(list(shard.STORAGES)),
 )
-def test_the_peak_is_all_shards_and_a_chunks_parts(num_clips, in_chunk, seconds, storage):
+def test_the_peak_is_all_shards_and_a_chunks_parts(num_clips, seconds, storage):
     p = params(Path("none"), storage)
     one = forecast.clip_bytes(p, seconds, storage, forecast.JPEG_SHARE_MOST)
-    peak = forecast.cache_bytes(p, num_clips, seconds, in_chunk)
-    assert peak == (num_clips + min(num_clips, in_chunk)) * one
+    peak = forecast.cache_bytes(p, num_clips, seconds)
+    assert peak == (num_clips + min(num_clips, forecast.CLIPS_A_CHUNK)) * one
     assert one >= forecast.clip_bytes(p, seconds, storage)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from avomni_lib import files
 from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import before_after, ladder, metrics
+from avomni_lib.evaluation import answer, ladder, metrics
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.fit import checkpoints, heldout, trainer, worker
@@ -145,7 +145,7 @@ def test_base_and_adapted_are_two_models_out_of_one(p, scored):
     for name in ("blind", "trained_blind"):
         assert len(set(texts[name])) == 1 < len(set(texts["base"]))
     assert texts["shuffled"] != texts["adapted"] and texts["one_camera"] != texts["adapted"]
-    before, after = before_after.before(p), before_after.after(p)
+    before, after = answer.before(p), answer.after(p)
     windows = ladder.held_out_windows(p)
     assert heldout.thinned(len(windows), worker.NUM_ANSWERED) == [0, 3, 6, 9]
     for index, alone, both in zip((0, 3, 6, 9), before, after, strict=True):

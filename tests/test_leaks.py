@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,6 @@ from avomni_world.scene import scenes
 from avomni_world.scene.render import Renderer
 from tests.test_memmap import COMMON
 from tests.test_prints import by_jpeg
-from tests.test_windows import with_clip
 
 GRID, TILE, HZ = cameras.grid("4-cam"), (48, 32), 2.0
 NUM_HONEST, NUM_FRAMES = 500, 8
@@ -366,6 +366,12 @@ def frozen(p: Params, own: list[Arrays], splits: Mapping[str, str]) -> Cache:
     return cache
 
 
+def with_clip(cache: Cache, number: int, **changes) -> Cache:
+    clips = list(cache.clips)
+    clips[number] = dataclasses.replace(clips[number], **changes)
+    return dataclasses.replace(cache, clips=tuple(clips))
+
+
 def test_one_call_finds_every_kind_of_leak(p, own):
     cache = frozen(p, own, {"clip 2": "val", "clip 3": "test"})
     record = {"base_model": "tiny", "training_clip_ids": ["clip 0", "clip 1"]}
@@ -374,9 +380,10 @@ def test_one_call_finds_every_kind_of_leak(p, own):
     twice = with_clip(cache, 3, clip_id="clip 0")
     with pytest.raises(AvomniError, match="clip 0 lies in the cache 2 times, in test and train"):
         leaks.check_all(p, twice)
-    straddling = with_clip(cache, 1, stop=cache.clips[1].stop + 2)
-    with pytest.raises(AvomniError, match="which are not its alone"):
-        leaks.check_all(p, straddling)
+    for number in (1, 3):  # into the next clip, and beyond the shard
+        straddling = with_clip(cache, number, stop=cache.clips[number].stop + 2)
+        with pytest.raises(AvomniError, match=r"clip [23] has rows .* not its alone"):
+            leaks.check_all(p, straddling)
     with pytest.raises(AvomniError, match="would change their split: clip 3 from test to train"):
         leaks.check_all(p, with_clip(cache, 3, split="train"))
     seen = record | {"training_clip_ids": ["clip 0", "clip 3"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import http.server
 import io
 import json
 import re
@@ -28,7 +27,8 @@ from avomni_lib.live import sources
 from avomni_lib.live.page import Page
 from avomni_lib.live.session import LiveSession, LiveState
 from avomni_lib.live.sources import Begun, Reader, Source, check
-from avomni_lib.params import Params
+from tests.answering_server import Answer, answering
+from tests.test_live import NAMES, p_of
 
 CAMERA = "camera_front_wide_120fov"
 
@@ -194,10 +194,11 @@ def test_a_stream_that_freezes_is_opened_again(tmp_path, caplog, monkeypatch):
     assert "Immediate exit" not in caplog.text
 
 
-def test_a_camera_that_never_comes_is_one_line(caplog, monkeypatch):
+def test_a_camera_that_never_comes_is_one_line_without_its_password(caplog, monkeypatch):
     monkeypatch.setattr(sources, "RETRY_S", (0.02,))
-    heard = read(Source(CAMERA, "http://127.0.0.1:9/feed", "arrival"), seconds=0.6)
+    heard = read(Source(CAMERA, "rtsp://me:secret@127.0.0.1:9/cam", "arrival"), seconds=0.6)
     assert heard.frames == [] and len(caplog.messages) == 1
+    assert "opened again" in caplog.text and "secret" not in caplog.text
 
 
 def jpegs(*pictures) -> bytes:
@@ -421,14 +422,6 @@ def test_what_is_secret_in_an_address_is_left_out(url, shown):
     assert Source(CAMERA, url, "arrival").shown == shown
 
 
-def test_a_password_in_an_address_is_never_shown(caplog):
-    source = Source(CAMERA, "rtsp://me:secret@127.0.0.1:9/cam", "arrival")
-    assert source.shown == "rtsp://127.0.0.1:9/cam"
-    heard = read(source, seconds=1.5)
-    assert heard.frames == [] and "opened again" in caplog.text
-    assert "secret" not in caplog.text
-
-
 def test_a_file_without_video_ends_with_one_line(tmp_path, caplog):
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -442,13 +435,9 @@ def test_a_file_without_video_ends_with_one_line(tmp_path, caplog):
 
 
 def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
-    names = [
-        *("camera_front_wide_120fov", "camera_front_tele_30fov"),
-        *("camera_rear_left_70fov", "camera_rear_right_70fov"),
-    ]
-    for name in names:
+    for name in NAMES:
         write_video(tmp_path / f"{name}.mp4", seconds=2)
-    p = p_of({name: str(tmp_path / f"{name}.mp4") for name in names})
+    p = p_of(sources={name: str(tmp_path / f"{name}.mp4") for name in NAMES})
     session = LiveSession(p, lambda frames: f"{frames.mean():.2f}", record=tmp_path / "record")
     session.run(seconds=20)
     counts = session.counts()
@@ -456,16 +445,6 @@ def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
     assert counts["num_answers"] >= 5 and set(counts["num_frames"].values()) == {60}
     lines = [json.loads(line) for line in (tmp_path / "record" / "live.jsonl").open()]
     assert [lines[0]["kind"], lines[-1]["kind"]] == ["start", "end"]
-
-
-def p_of(sources) -> Params:
-    return Params.from_values(
-        {
-            "processing": {"sequence_length": 4},
-            "vision": {"window_size": 4},
-            "live": {"sources": sources or None, "hop": 1},
-        }
-    )
 
 
 def test_the_page_shows_the_picture_and_the_numbers():
@@ -480,40 +459,13 @@ def test_the_page_shows_the_picture_and_the_numbers():
         assert "127.0.0.1" in page.url
 
 
-class Stand(http.server.BaseHTTPRequestHandler):
-    """A stand-in for a server with OpenAI's endpoint."""
-
-    asked: list = []
-    reply = {"choices": [{"message": {"content": "five"}}]}
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        Stand.asked.append((self.path, json.loads(body)))
-        if "slow" in self.path:
-            time.sleep(3)
-        text = json.dumps(self.reply if "odd" not in self.path else {"error": 1}).encode()
-        self.send_response(503 if "down" in self.path else 200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *args):
-        return
-
-
-@pytest.fixture(scope="module")
-def stand():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stand)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-
-
-def test_a_server_is_sent_whole_frames_and_its_answer_comes_back(stand):
+def test_a_server_is_sent_whole_frames_and_its_answer_comes_back():
     frames = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
-    assert RemoteAnswerer(p_of(None), f"{stand}/v1", "How fast?").ask(frames, " So far.") == "five"
-    path, body = Stand.asked[-1]
-    assert path == "/v1/chat/completions" and body["temperature"] == 0
+    with answering(lambda _: Answer({"choices": [{"message": {"content": "five"}}]})) as server:
+        remote = RemoteAnswerer(p_of(), f"{server.endpoint}/v1", "How fast?")
+        assert remote.ask(frames, " So far.") == "five"
+    body = json.loads(server.asked[0].body)
+    assert server.asked[0] == "/v1/chat/completions" and body["temperature"] == 0
     video, words = body["messages"][0]["content"]
     assert words["text"] == "How fast? So far."
     pictures = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
@@ -524,16 +476,16 @@ def test_a_server_is_sent_whole_frames_and_its_answer_comes_back(stand):
 
 
 @pytest.mark.parametrize(
-    ("place", "what"),
-    [("down", "answers 503"), ("odd", "does not answer as OpenAI's"), ("slow", "does not answer")],
+    ("given", "what"),
+    [
+        (lambda _: Answer(status=503), "answers 503"),
+        (lambda _: Answer({"error": 1}), "does not answer as OpenAI's"),
+        (lambda _: time.sleep(1) or Answer(), "does not answer"),
+    ],
+    ids=["down", "odd", "slow"],
 )
-def test_a_server_that_fails_is_one_sentence(stand, place, what):
-    remote = RemoteAnswerer(p_of(None), f"{stand}/{place}", "?", timeout_s=1)
-    with pytest.raises(AvomniError, match=what):
-        remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
-
-
-def test_a_server_that_is_not_there_is_one_sentence():
-    remote = RemoteAnswerer(p_of(None), "http://127.0.0.1:9/v1", "?")
-    with pytest.raises(AvomniError, match="does not answer"):
-        remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
+def test_a_server_that_fails_is_one_sentence(given, what):
+    with answering(given) as server:
+        remote = RemoteAnswerer(p_of(), server.endpoint, "?", timeout_s=0.3)
+        with pytest.raises(AvomniError, match=what):
+            remote.ask(np.zeros((1, 4, 4, 3), np.uint8))

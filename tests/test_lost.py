@@ -27,10 +27,10 @@ from avomni_lib.params import Params
 from tests import evicting_run, folder_run
 from tests.evicting_run import CAMERAS, FILES_PER_CHUNK, NUM_CHUNKS, hub_of, raw_files
 from tests.folder_run import chosen, content
-from tests.published_set import chunk_path, clip_id_of, write_published_set
+from tests.published_set import chunk_path, clip_id_of
 from tests.test_obstacles import publish_with_labels
 
-CLIPS_PER_CHUNK = 4
+CLIPS_PER_CHUNK = 4  # of `small_set`
 PLAN = "AVOMNI_TEST_BEFALLS"  # a JSON file: clip_id -> what befalls the worker that reads it
 do = parts.do
 
@@ -76,19 +76,6 @@ def failing(code: int):
     return fail
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    return write_published_set(tmp_path_factory.mktemp("set"), 2, CLIPS_PER_CHUNK, 1.5)
-
-
-@pytest.fixture(scope="module")
-def whole(published, tmp_path_factory) -> dict[str, bytes]:
-    """The cache of a run that lost nothing."""
-    p = chosen(tmp_path_factory.mktemp("whole"), published)
-    build.build(p)
-    return content(p.cache_dir)
-
-
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """Says which clips (by number) meet with what from now on."""
@@ -106,9 +93,9 @@ def world(tmp_path, monkeypatch):
 
 
 def test_lost_clips_are_rows_and_a_build_that_reads_them_makes_the_same_bytes(
-    published, whole, world, tmp_path
+    small_set, small_cache, world, tmp_path
 ):
-    p = chosen(tmp_path, published, num_workers=2, clip_timeout_s=4)
+    p = chosen(tmp_path, small_set, num_workers=2, clip_timeout_s=4)
     befall = {kind.replace(" ", "_"): number for number, kind in enumerate(BEFALLS)}
     world(**befall)
     built = build.build(p)
@@ -128,13 +115,13 @@ def test_lost_clips_are_rows_and_a_build_that_reads_them_makes_the_same_bytes(
     world()
     mended = build.build(p)
     assert mended.figures["num_clips_read"] == 1 and not mended.lost
-    assert content(p.cache_dir) == whole
+    assert content(p.cache_dir) == small_cache
 
 
 def test_a_share_counts_lost_clips_and_the_build_that_follows_reads_them(
-    published, whole, world, tmp_path
+    small_set, small_cache, world, tmp_path
 ):
-    p = chosen(tmp_path, published)
+    p = chosen(tmp_path, small_set)
     world(killed=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slurm, "make_part", befallen)
@@ -142,7 +129,7 @@ def test_a_share_counts_lost_clips_and_the_build_that_follows_reads_them(
     assert (figures["num_made"], figures["num_lost"], figures["num_damaged"]) == (3, 1, 0)
     world()
     assert not build.build(p).lost
-    assert content(p.cache_dir) == whole
+    assert content(p.cache_dir) == small_cache
 
 
 CAUSES = {
@@ -154,12 +141,12 @@ CAUSES = {
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_disk_that_fails_is_no_damaged_clip(published, tmp_path, monkeypatch, cause, code):
+def test_a_disk_that_fails_is_no_damaged_clip(small_set, tmp_path, monkeypatch, cause, code):
     """The disk fails once: what was read of this clip must not stand as its fault."""
     job = parts.ClipJob(
-        clip_id_of(0), 0, published, build.recipe_of(chosen(tmp_path, published)), tmp_path / "a"
+        clip_id_of(0), 0, small_set, build.recipe_of(chosen(tmp_path, small_set)), tmp_path / "a"
     )
-    for path in published.rglob("*.zip"):
+    for path in small_set.rglob("*.zip"):
         os.utime(path)  # no directory is known from before
     with monkeypatch.context() as patch:
         patch.setattr(*CAUSES[cause], failing(code))
@@ -170,9 +157,9 @@ def test_a_disk_that_fails_is_no_damaged_clip(published, tmp_path, monkeypatch, 
     assert parts.make_part(job).reason is None
 
 
-def test_a_folder_or_a_loop_in_the_place_of_a_raw_file_is_the_machines(published, tmp_path):
+def test_a_folder_or_a_loop_in_the_place_of_a_raw_file_is_the_machines(small_set, tmp_path):
     folder = tmp_path / "set"
-    shutil.copytree(published, folder)
+    shutil.copytree(small_set, folder)
     p = chosen(tmp_path, folder)
     path = folder / chunk_path(CAMERAS[1], 0)
     kept = path.read_bytes()
@@ -192,10 +179,10 @@ def test_a_folder_or_a_loop_in_the_place_of_a_raw_file_is_the_machines(published
     assert not build.build(p).lost
 
 
-def test_what_is_wrong_with_the_content_stays_damaged(published, tmp_path):
+def test_what_is_wrong_with_the_content_stays_damaged(small_set, tmp_path):
     """A place that the content names, beyond what the system takes, is no failing disk."""
     folder = tmp_path / "set"
-    shutil.copytree(published, folder)
+    shutil.copytree(small_set, folder)
     p = chosen(tmp_path, folder)
     path = folder / chunk_path(CAMERAS[0], 0)
     entry = re.compile(rb"(PK\x01\x02.{38}).{4}", re.DOTALL)  # ends with where its member lies
@@ -274,9 +261,9 @@ def finished(p: Params) -> build.Built:
 
 
 def test_a_stage_that_lost_a_clip_runs_again_and_the_stages_after_it_stand_until_it_changes(
-    published, world, tmp_path
+    small_set, world, tmp_path
 ):
-    p = chosen(tmp_path, published)
+    p = chosen(tmp_path, small_set)
     world(killed=1)
     finished(p)
     for name in ("04_tiles", "05_train"):
@@ -296,10 +283,10 @@ def test_a_stage_that_lost_a_clip_runs_again_and_the_stages_after_it_stand_until
 
 
 def test_a_training_that_was_ended_early_goes_on_before_lost_clips_are_tried_again(
-    published, world, tmp_path
+    small_set, world, tmp_path
 ):
     """Another cache would be another training, from its first step."""
-    p = chosen(tmp_path, published)
+    p = chosen(tmp_path, small_set)
     world(killed=1)
     built = finished(p)
     checkpoint = p.checkpoints_dir / "0123456789ab" / "checkpoint-5"

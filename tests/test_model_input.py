@@ -7,7 +7,7 @@ import pytest
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
-from avomni_lib.evaluation import before_after, ladder
+from avomni_lib.evaluation import answer, ladder
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone, in_4bit
 from avomni_lib.training.export import merge
@@ -217,7 +217,7 @@ def test_nothing_asks_an_adapter_about_a_cache_of_another_rate(rebuilt):
     everything = [
         lambda p: ladder.plan(p),
         lambda p: ladder.evaluate(p, p.run_dir / "06_evaluate"),
-        lambda p: before_after.after(p),
+        lambda p: answer.after(p),
     ]
     for use in everything:
         with pytest.raises(AvomniError, match="sample_hz: trained with 10.0, now 5.0"):

@@ -371,17 +371,6 @@ def test_a_shard_made_from_an_older_one_is_the_same_to_the_byte(run, tmp_path):
     assert build.build(p).cache.digest == built.cache.digest
 
 
-def test_what_is_wrong_with_the_rows_is_found(published, tmp_path):
-    p = folder_run.chosen(tmp_path, published, obstacles=True)
-    built = build.build(p)
-    path = built.cache.shards[0].folder / "obstacles.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(AvomniError, match=r"obstacles\.npy: has changed"):
-        memmap.verify(p.cache_dir)
-
-
 def test_the_rendered_worlds_others_are_where_it_has_them(tmp_path):
     values = {"num_chunks": 1, "clips_per_chunk": 2, "clip_seconds": 3.0, "width": 64, "height": 36}
     made = Params.from_values({"dataset": {"source": "world", "world": values}})

@@ -14,6 +14,7 @@ from avomni_lib.etl.run import build
 from avomni_lib.etl.video import reader
 from avomni_lib.live import subject
 from avomni_lib.params import Params
+from tests import folder_run
 from tests.published_set import clip_id_of, write_published_set
 
 HZ, STEP_US = 2.0, 500_000
@@ -104,18 +105,9 @@ def test_a_clip_is_sampled_at_the_phase_and_tells_it(folder, number):
 
 
 def run_of(tmp_path, folder, align):
-    p = Params.from_values(
-        {
-            "run": {"name": str(align), "outputs_dir": str(tmp_path)},
-            "dataset": {"source": "folder", "local_dir": str(folder), "license_accepted": True},
-            "download": {"target_chunks": 1},
-            "processing": {
-                **{"sample_hz": HZ, "sequence_length": 4, "stride": 2, "align": align},
-                **{"num_workers": 1, "horizon_s": 0.5, "obstacles": False},
-            },
-            "evaluation": {"max_new_tokens": 16},
-        }
-    )
+    values = folder_run.values(tmp_path, folder, sample_hz=HZ, align=align, horizon_s=0.5)
+    values["run"]["name"] = str(align)
+    p = Params.from_values(values | {"evaluation": {"max_new_tokens": 16}})
     download.fetch(p, None)
     return p, build.build(p)
 

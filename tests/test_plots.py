@@ -15,7 +15,7 @@ from avomni_lib.dataset.audit.audit import Audit
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built
-from avomni_lib.evaluation.before_after import ComparedWindow
+from avomni_lib.evaluation.answer import ComparedWindow
 from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.plots import audit, canvas, etl, tiles, training
 from avomni_lib.notebook.run import runs

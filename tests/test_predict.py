@@ -14,7 +14,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import answer, before_after
+from avomni_lib.evaluation import answer, models
 from avomni_lib.live import answering, playback, subject
 from avomni_lib.live.answerer import Answerer, chosen, predict
 from avomni_lib.live.session import LiveSession
@@ -43,7 +43,7 @@ def answerer(p):
 
 def test_a_window_is_answered_as_the_evaluation_answers_it(p, answerer):
     windows = answer.held_out_windows(p)
-    model, talk, _ = before_after.models(p, windows.cache.header, adapter.adapter_dir(p))
+    model, talk, _ = models.opened(p, windows.cache.header, adapter.adapter_dir(p))
     scored = answers(
         model, talk, windows, range(4), batch_size=4, max_new_tokens=p.evaluation.max_new_tokens
     )

@@ -51,20 +51,6 @@ def prints_of(frames: np.ndarray, tile=TILE) -> np.ndarray:
     return prints.of_frames(frames, GRID, tile)
 
 
-def test_a_wave_of_known_height_is_one_term():
-    """A cosine of height a is a / √2 rms, in its own term of its own camera and nowhere else."""
-    width, height = TILE
-    wave = 40 * np.cos(np.pi * 3 * (np.arange(width) + 0.5) / width)
-    grey = np.full((1, 2 * height, 2 * width), 128.0)
-    tiling.tile_of(grey, GRID, TILE, "camera_rear_left_70fov")[:] += wave
-    terms = prints.spectra(grey, GRID, TILE)[0]
-    idx = [camera.name for camera in GRID.cameras].index("camera_rear_left_70fov")
-    assert terms.shape == (4, 143) and terms.dtype == np.float32
-    assert terms[idx, 2] == pytest.approx(40 / np.sqrt(2), abs=1e-3)
-    terms[idx, 2] = 0
-    assert np.abs(terms).max() < 1e-3
-
-
 def test_terms_are_those_of_the_grey_picture(views):
     frames = grids(views)
     terms = prints.spectra(frames, GRID, TILE)

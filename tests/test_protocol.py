@@ -13,7 +13,7 @@ from avomni_lib.dataset.download import download
 from avomni_lib.dataset.select import protocol as ids
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
-from avomni_lib.evaluation import ladder, protocol
+from avomni_lib.evaluation import ladder
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from avomni_lib.training.fit import trainer, worker
@@ -93,11 +93,11 @@ def test_the_table_has_each_row_by_each_measure_and_quoted_ones_with_their_sourc
     assert 0 <= found["most_off_t0_s"] <= 0.5 / p.processing.sample_hz
     rows = {row["name"]: row for row in found["rows"]}
     own = [name for name, row in rows.items() if not row["quoted"]]
-    assert own == list(protocol.ROWS)
+    assert own == list(ladder.PROTOCOL_ROWS)
     for name in own:
-        for measure in protocol.MEASURES:
+        for measure in ladder.MEASURES:
             assert np.isfinite(rows[name][measure]), (name, measure)
-    for at in protocol.HORIZONS_S:
+    for at in ladder.HORIZONS_S:
         assert rows["ctra"][f"min_ade_{at}_m"] == rows["ctra"][f"ade_{at}_m"]
     assert rows["ctra"]["ade_3s_m"] < rows["ctra"]["ade_6_4s_m"]
     ade = scored.figures["metrics"]["adapted"]
@@ -105,7 +105,7 @@ def test_the_table_has_each_row_by_each_measure_and_quoted_ones_with_their_sourc
     assert rows["adapted"]["min_ade_6_4s_m"] == pytest.approx(ade["min_ade6_m"]["value"])
     assert rows["Alpamayo-1.5"]["min_ade_6_4s_m"] == 0.854 and rows["Alpamayo-1.5"]["source"]
     assert rows["Qwen-Drive-1.0-4B"]["min_ade_3s_m"] == 0.34
-    shown = protocol.shown(scored.figures)
+    shown = ladder.protocol_table(scored.figures)
     assert "Alpamayo-1.5 (quoted, not run here)" in set(shown["row"])
     json.dumps(found)
 

@@ -127,13 +127,6 @@ def test_the_track_goes_on_before_and_past_the_frames(folder):
     assert last - 100_000 < long["track"][-1, 0] <= last, "as far as it is covered"
 
 
-def test_a_clip_is_a_function_of_its_recipe(folder):
-    first, again = (sample_clip(clip_of(folder, 0), RECIPE).arrays for _ in range(2))
-    assert list(first) == ["frames", "prints", "timestamps", "times", "egomotion", "track"]
-    for name in first:
-        assert first[name].tobytes() == again[name].tobytes()
-
-
 @given(
     start=st.integers(-200_000, 200_000),
     length=st.integers(0, 20_000_000),

@@ -6,30 +6,22 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, parts, slurm
-from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from tests.folder_run import chosen, content
-from tests.published_set import clip_id_of, write_published_set
+from tests.published_set import clip_id_of
 
-NUM_CHUNKS, CLIPS_PER_CHUNK = 2, 4
-NUM_CLIPS = NUM_CHUNKS * CLIPS_PER_CHUNK
+NUM_CLIPS = 8  # of `small_set`
 CODE = (
     "import json, sys; from avomni_lib.etl.run import slurm; from avomni_lib.params import Params; "
     "p = Params.from_values(json.loads(sys.argv[1])); "
     "print(json.dumps(slurm.build_share(p, *slurm.parse(sys.argv[2]))))"
 )
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("set")
-    return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
 
 
 def part_ids(p: Params) -> set[str]:
@@ -39,22 +31,14 @@ def part_ids(p: Params) -> set[str]:
 def started(p: Params, text: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", CODE, json.dumps(p.values()), text],
-        cwd=PROJECT_ROOT,
+        cwd=files.PROJECT_ROOT,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
 
 
-@pytest.fixture(scope="module")
-def whole(published, tmp_path_factory) -> dict[str, bytes]:
-    """The cache that one build makes."""
-    p = chosen(tmp_path_factory.mktemp("whole"), published)
-    build.build(p)
-    return content(p.cache_dir)
-
-
-def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, tmp_path):
-    p = chosen(tmp_path, published)
+def test_shares_at_one_time_then_a_build_make_the_same_bytes(small_set, small_cache, tmp_path):
+    p = chosen(tmp_path, small_set)
     shares = [started(p, f"{index}/3") for index in (1, 2, 3)]
     figures = [json.loads(process.communicate(timeout=120)[0]) for process in shares]
     assert [process.returncode for process in shares] == [0, 0, 0]
@@ -62,11 +46,11 @@ def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, t
     assert part_ids(p) == {clip_id_of(n) for n in range(NUM_CLIPS)}
     assert not list(p.cache_dir.glob("shard_*")), "a share assembles nothing"
     assert build.build(p).figures["num_clips_read"] == 0
-    assert content(p.cache_dir) == whole
+    assert content(p.cache_dir) == small_cache
 
 
-def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(published, tmp_path):
-    p = chosen(tmp_path, published)
+def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(small_set, tmp_path):
+    p = chosen(tmp_path, small_set)
     first = slurm.build_share(p, 2, 3)
     expected = {clip_id_of(n) for n in (1, 4, 7)}
     assert part_ids(p) == expected
@@ -77,8 +61,8 @@ def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(publis
     assert {path: path.stat().st_mtime_ns for path in p.cache_dir.rglob("*.npz")} == stamps
 
 
-def test_a_killed_share_loses_nothing_of_another_or_its_own(published, whole, tmp_path):
-    p = chosen(tmp_path, published)
+def test_a_killed_share_loses_nothing_of_another_or_its_own(small_set, small_cache, tmp_path):
+    p = chosen(tmp_path, small_set)
     killed, other = started(p, "1/2"), started(p, "2/2")
     stop = time.monotonic() + 60
     while len(part_ids(p)) < 2 and killed.poll() is None:
@@ -91,32 +75,18 @@ def test_a_killed_share_loses_nothing_of_another_or_its_own(published, whole, tm
     assert before >= {clip_id_of(n) for n in range(1, NUM_CLIPS, 2)}
     built = build.build(p)
     assert built.figures["num_clips_read"] == NUM_CLIPS - len(before)
-    assert content(p.cache_dir) == whole
+    assert content(p.cache_dir) == small_cache
 
 
-def test_a_build_and_a_share_do_not_meet(published, tmp_path):
+def test_a_build_and_a_share_do_not_meet(small_set, tmp_path):
     """A build removes what is half-written: that of a share that lives must not be there."""
-    p = chosen(tmp_path, published)
-    code = (
-        "import sys; from pathlib import Path; from avomni_lib import files\n"
-        "with files.hold(Path(sys.argv[1]), 'busy', shared=sys.argv[2] == 'share'):\n"
-        "    print('held', flush=True); sys.stdin.read()\n"
-    )
-
-    def held_by(kind: str) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(p.cache_dir / ".lock"), kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert process.stdout.readline() == b"held\n"
-        return process
-
-    with held_by("share"):
+    p = chosen(tmp_path, small_set)
+    lock = p.cache_dir / ".lock"
+    with files.hold(lock, "busy", shared=True):  # as another share does
         assert slurm.build_share(p, 1, 8)["num_made"] == 1, "shares let each other in"
         with pytest.raises(AvomniError, match="another process is building this cache"):
             build.build(p)
-    with held_by("build"):
+    with files.hold(lock, "busy"):
         with pytest.raises(AvomniError, match="a build of the whole") as caught:
             slurm.build_share(p, 1, 8)
         assert "run the same command again" in caught.value.fix
@@ -124,8 +94,8 @@ def test_a_build_and_a_share_do_not_meet(published, tmp_path):
             build.build(p)
 
 
-def test_shares_want_the_raw_files_at_hand(published, tmp_path):
-    values = chosen(tmp_path, published).values()
+def test_shares_want_the_raw_files_at_hand(small_set, tmp_path):
+    values = chosen(tmp_path, small_set).values()
     values["dataset"]["source"], values["download"]["evict_raw"] = "hub", True
     with pytest.raises(AvomniError, match="shares need all raw files") as caught:
         slurm.build_share(Params.from_values(values), 1, 2)

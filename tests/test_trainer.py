@@ -11,7 +11,7 @@ import pytest
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import before_after
+from avomni_lib.evaluation import answer
 from avomni_lib.params import CONFIDENTIAL
 from avomni_lib.plan import gigabytes
 from avomni_lib.training.fit import job, trainer
@@ -63,7 +63,7 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     taken = files.state_of(probed)
     assert trainer.plan(published_run).figures == planned
     assert files.state_of(probed) == taken, "it is asked once"
-    before = before_after.before(published_run)
+    before = answer.before(published_run)
     assert job.running(published_run)["waits"], "it trains when it is told to"
 
     trained = trainer.train(published_run)
@@ -77,7 +77,7 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     }
     blind = trainer.train_blind(published_run)
     assert blind.adapter.name == "adapter_blind" and blind.record["training"]["blind"]
-    after = before_after.after(published_run)
+    after = answer.after(published_run)
     assert [each.base for each in after] == [each.base for each in before]
     assert {each.adapted for each in after} != {each.base for each in before}
     assert job.running(published_run) is None
@@ -109,7 +109,7 @@ def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(publi
         training = p.training.model_copy(update={"learning_rate": rate, "blind_steps": 0})
         return p.model_copy(update={"training": training})
 
-    before_after.before(with_rate(1e-3))
+    answer.before(with_rate(1e-3))
     second = job.running(p)["pid"]
     trained = trainer.train(with_rate(2e-3))
     assert trained.record["training"]["learning_rate"] == 2e-3

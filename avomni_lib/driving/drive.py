@@ -24,10 +24,11 @@ from avomni_lib.dataset.cameras import grid
 from avomni_lib.driving import ladder
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import DriveScores
-from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, check, policy, several
+from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, check, policy
 from avomni_lib.driving.terms import SharedGeometry, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
+from avomni_lib.evaluation.claims import FEWEST_CLIPS
 from avomni_lib.evaluation.scores import MODEL
 from avomni_lib.live.answerer import Answerer, adapter_folder
 from avomni_lib.params import Params, user_code
@@ -48,7 +49,6 @@ class StoredDrive:
     """One stored drive.
 
     Attributes:
-        episode: The record of the drive.
         event: Name of the scripted event, or `none`.
         pictures: (n, height, width, 3) uint8 RGB of the front camera, one a second; n is 0 for
             every policy but the model.
@@ -67,7 +67,6 @@ class RunDrives:
 
     Attributes:
         drives: Policy -> its drives, in the order of their seeds.
-        scored: The ladder of policies.
         notes: Policy -> a caveat about it, for policies that have one.
     """
 
@@ -169,10 +168,10 @@ def plan(p: Params) -> Plan:
         note = f"one every {hop_s:g} s of a drive, {asked.batch_size} drives side by side"
         rows.append(("answers", f"{answers:,} at most", note))
     warnings = []
-    if MODEL in model and num < ladder.FEWEST_CLIPS:
+    if MODEL in model and num < FEWEST_CLIPS:
         warnings.append(
             f"{num} episodes are too few for a claim: raise driving.num_episodes to "
-            f"{ladder.FEWEST_CLIPS} or more"
+            f"{FEWEST_CLIPS} or more"
         )
     figures = {"episodes": num, "policies": list(asked.policies), "seconds": asked.seconds}
     return Plan("what 08_drive will do", rows, warnings, figures)
@@ -221,21 +220,17 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> RunDrives:
     return RunDrives(drives, ladder.driven(episodes, p.run.seed), notes)
 
 
-class Expert:
-    """A policy with access to the road and all actors of its environments.
+class Expert(Policy):
+    """A policy with access to the road and all actors of its environments."""
 
-    Args:
-        envs: Environment of each episode, by the episode's number.
-    """
-
-    name, sees = "expert", False
-    note = "knows the road and the positions of all actors"
+    name = "expert"
 
     def __init__(self, envs: Mapping[int, DriveEnv]) -> None:
         self._envs = envs
 
-    def start(self, number: int, reference: np.ndarray) -> None:
-        pass
+    @property
+    def note(self) -> str:
+        return "knows the road and the positions of all actors"
 
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
         from avomni_world.driving import expert
@@ -267,7 +262,7 @@ def _drive_batch(
                 past = info["past_cameras"] if driver.sees else [None] * (len(ego) - 1)
                 driver.look_back(seed, past, ego)
         while seen:
-            for seed, action in several(driver, seen).items():
+            for seed, action in driver.several(seen).items():
                 env = envs[seed]
                 if name == MODEL and env.step_idx % HZ == 0:
                     pictures[seed].append(seen[seed]["cameras"][front].copy())

@@ -14,8 +14,6 @@ class Episode:
     Units are metres, radians and seconds; x points east, y north, and yaw turns from x to y.
 
     Attributes:
-        seed: Seed of the episode.
-        policy: Name of the policy that drove.
         time_s: (T,) starts at 0.
         ego: (T, 4) x, y, yaw, speed (m/s) of the centre of the rear axle, on the ground.
         size: (length, width, rear) of the ego's box in metres; `rear` is the distance from the

@@ -18,9 +18,9 @@ from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.terms import COLUMNS, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap
-from avomni_lib.evaluation.claims import FEWEST_CLIPS, TableWithClaims, gained, in_words
 from avomni_lib.evaluation.claims import ROWS as LADDER_ROWS
-from avomni_lib.evaluation.scores import MODEL
+from avomni_lib.evaluation.claims import TableWithClaims, claims, in_words
+from avomni_lib.evaluation.scores import MODEL, Metric
 
 ROWS = {
     "expert": "expert, which knows the road",
@@ -37,6 +37,7 @@ CLAIMS = {
     ),
     "blind": ("vision helps", "the model shown black frames"),
 }
+FIGURE, COUNTED = Metric("scene score", more_is_better=True), ("scene_score", *["episodes"] * 2)
 # Entries of `terms` in result.json and columns of the table. Rates are events per km of all
 # episodes; shares are means over episodes.
 RATES = {"collisions_per_km": "num_collisions", "off_road_per_km": "num_off_road"}
@@ -93,7 +94,6 @@ def driven(episodes: Mapping[str, Sequence[Episode]], seed: int = 0) -> DriveSco
 
     Args:
         episodes: Policy -> its drives; every policy drove the same seeds, each once.
-        seed: Seed of the resampling.
 
     Raises:
         AvomniError: the policies did not drive the same seeds.
@@ -116,7 +116,6 @@ def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
     Args:
         scores: See `DriveScores.scores`.
-        seed: Seed of the resampling.
 
     Returns:
         `drive`: one entry per policy, {name, scene_score, low, high, difference_to_model,
@@ -151,7 +150,7 @@ def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             },
         }
         drive.append(entry)
-    return {"drive": drive, "claims": claims(drive)}
+    return {"drive": drive, "claims": claims(drive, CLAIMS, FIGURE, *COUNTED)}
 
 
 def _checked(scores: pd.DataFrame) -> tuple[list[str], list[int]]:
@@ -172,36 +171,3 @@ def _checked(scores: pd.DataFrame) -> tuple[list[str], list[int]]:
             )
     order = [*ROWS, *(name for name in by_policy if name not in ROWS)]
     return [name for name in order if name in by_policy], seeds
-
-
-def claims(drive: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One claim about the model for each policy in `CLAIMS` that drove.
-
-    As in `evaluation.claims`: a claim holds if the interval of the difference excludes 0 in the
-    model's favour and comes from at least `FEWEST_CLIPS` episodes; otherwise the text states that
-    there is no evidence.
-
-    Args:
-        drive: As in `figures["drive"]`.
-
-    Returns:
-        A list of {text, holds}.
-    """
-    by_name = {entry["name"]: entry for entry in drive}
-    if MODEL not in by_name:
-        return []
-    return [_claim(by_name[name], by_name[MODEL]) for name in CLAIMS if name in by_name]
-
-
-def _claim(other: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    what, described = CLAIMS[other["name"]]
-    num = other["num_episodes"]
-    if other["difference_low"] is None or num < FEWEST_CLIPS:
-        reason = f"episodes: {num}, too few to trust an interval; it takes {FEWEST_CLIPS}"
-        return {"text": f"nothing can be said on whether {what}: {reason}", "holds": False}
-    gain, high, low = (0 - other[f"difference_{name}"] for name in ("to_model", "low", "high"))
-    text = gained(what, gain, low, high, "{:.3f}".format)
-    scores = f"{model['scene_score']:.3f} against {other['scene_score']:.3f} of {described}"
-    interval = f"95 % interval of the gain {low:.3f} to {high:.3f}"
-    text = f"{text} (scene score: {scores}; {interval}, {num} episodes)"
-    return {"text": text, "holds": low > 0}

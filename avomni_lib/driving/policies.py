@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any
 
 import av
 import numpy as np
@@ -24,8 +25,10 @@ from avomni_lib.errors import AvomniError, pick
 from avomni_lib.etl.clip.trajectory import HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.evaluation import baselines
 from avomni_lib.evaluation.scores import MODEL, parts_of
+from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.ticks import Ready, Sliding, Tick
 from avomni_lib.params import Params, user_code
+from avomni_lib.training.model import generate
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import TARGETS, motion_models, target_of
 from avomni_lib.training.targets.future import (
@@ -36,32 +39,28 @@ from avomni_lib.training.targets.future import (
     at_10hz,
 )
 
-if TYPE_CHECKING:
-    from avomni_lib.live.answerer import Answerer
-
 Observation = Mapping[str, np.ndarray]
 WHERE = "driving.policies"
 HZ = round(1 / STEP_S)  # decisions, and pictures, a second
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """Drives several episodes side by side, identified by their numbers.
 
     Attributes:
         name: In the ladder.
+        sees: Whether it looks at pictures; for others none are drawn.
     """
 
     name: str
-
-    @property
-    def sees(self) -> bool:
-        """Whether it looks at pictures; for others none are drawn."""
+    sees: bool = False
 
     @property
     def note(self) -> str:
         """What a reader has to know of how it drives; empty where there is nothing."""
+        return ""
 
-    def start(self, number: int, reference: np.ndarray) -> None:
+    def start(self, number: int, reference: np.ndarray) -> None:  # noqa: B027
         """Begin an episode; what was known of one of this number is forgotten.
 
         Args:
@@ -69,16 +68,13 @@ class Policy(Protocol):
                 log replay looks at it; the ego begins where it does.
         """
 
+    @abstractmethod
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
         """(16, 2) waypoints."""
 
-
-def several(policy: Policy, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-    """Waypoints for each episode, by its number; by one batch where the policy can."""
-    together = getattr(policy, "several", None)
-    if together is not None:
-        return together(observations)
-    return {number: policy(seen, number) for number, seen in observations.items()}
+    def several(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        """Waypoints for each episode, by its number."""
+        return {number: self(seen, number) for number, seen in observations.items()}
 
 
 def past_of(observation: Observation) -> Trajectory:
@@ -91,16 +87,11 @@ def past_of(observation: Observation) -> Trajectory:
 
 
 @dataclass
-class Extrapolation:
+class Extrapolation(Policy):
     """Goes on by what moved before: waypoints of the past alone."""
 
     name: str
     ahead: Callable[[Trajectory], np.ndarray]
-    note: ClassVar[str] = ""
-    sees: ClassVar[bool] = False
-
-    def start(self, number: int, reference: np.ndarray) -> None:
-        pass
 
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
         return self.ahead(past_of(observation))
@@ -125,15 +116,13 @@ def ego_motion(p: Params) -> Extrapolation:
 
 
 @dataclass
-class LogReplay:
+class LogReplay(Policy):
     """Follows the recorded drive by its clock; past its end it goes straight on as it ended.
 
     Where it is it knows from the ego's own motion since the start, which is the recorded one's.
     """
 
-    name: ClassVar[str] = "log_replay"
-    note: ClassVar[str] = ""
-    sees: ClassVar[bool] = False
+    name = "log_replay"
     _drives: dict[int, tuple[np.ndarray, complex, float, int]] = field(default_factory=dict)
 
     def start(self, number: int, reference: np.ndarray) -> None:
@@ -173,7 +162,7 @@ class _Wheel:
     plan: np.ndarray | None = None
 
 
-class ModelPolicy:
+class ModelPolicy(Policy):
     """The trained model at the wheel: the newest window to an answer, every few frames.
 
     A picture is taken at each tick of `processing.sample_hz`; a window is whole after
@@ -183,7 +172,6 @@ class ModelPolicy:
     Args:
         answerer: Loaded once; several policies may share it.
         hop: Ticks from one answer to the next; `live.hop` if None.
-        blind: Show it black frames.
         smoothing: Share of the path before in the one that is followed after an answer: the error
             of one answer alone is large, and the next has another.
 
@@ -222,7 +210,6 @@ class ModelPolicy:
 
     @property
     def note(self) -> str:
-        """What a reader has to know of how it drives; empty where there is nothing."""
         if not self.warm_up_s:
             return ""
         return f"keeps its velocity for the first {self.warm_up_s:g} s, until its window is whole"
@@ -249,7 +236,7 @@ class ModelPolicy:
         return self.several({number: observation})[number]
 
     def several(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """Waypoints for each episode, by its number; those whose window is due share a batch.
+        """As `Policy.several`; the episodes whose window is due share a batch.
 
         Raises:
             AvomniError: the pictures are not those of the grid's cameras.
@@ -319,9 +306,7 @@ class ModelPolicy:
                 wheel.plan = new if before is None else kept * before + (1 - kept) * new
 
     def _generate(self, frames: Sequence[np.ndarray], pasts: Sequence[str]) -> list[str]:
-        from avomni_lib.training.model.generate import generate_all
-
-        return generate_all(
+        return generate.generate_all(
             self._answerer.model,
             self._answerer.conversation,
             frames,
@@ -381,7 +366,7 @@ def check(p: Params) -> None:
 
 
 @dataclass
-class Own:
+class Own(Policy):
     """A policy that the user wrote, `module:attribute`.
 
     A function of an observation, or a class: one object of it is made for each episode, and is
@@ -390,8 +375,7 @@ class Own:
 
     name: str
     call: Callable[[], Callable[[Observation], Any]]
-    note: ClassVar[str] = ""
-    sees: ClassVar[bool] = True
+    sees = True
     _drives: dict[int, Callable[[Observation], Any]] = field(default_factory=dict)
 
     def start(self, number: int, reference: np.ndarray) -> None:

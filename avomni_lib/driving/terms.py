@@ -18,7 +18,7 @@ from scipy.signal import savgol_filter
 from avomni_lib.driving import geometry
 from avomni_lib.driving.episode import Episode
 from avomni_lib.etl.clip.trajectory import STEP_S
-from avomni_lib.evaluation.trajectories import COMFORT
+from avomni_lib.evaluation.trajectories import COMFORT, within_bounds
 
 # AlpaSim: progress is full from this share of the recorded path on, and for paths shorter than 5 m.
 FULL_PROGRESS, SHORT_M = 0.8, 5.0
@@ -68,7 +68,6 @@ class Terms:
         contacts: The first contact with each touched actor, in the order of time.
         num_collisions: Number of actors whose first contact was at the ego's front or side.
         num_off_road: Number of times that the ego left the drivable surface.
-        km: Distance driven.
     """
 
     scene_score: float
@@ -115,7 +114,6 @@ class SharedGeometry:
     """Geometry that several terms share: the ego's box relative to the actors and the lane.
 
     Attributes:
-        episode: The drive.
         box: (T, 5) the ego's box.
         others: (T, N, 5) the actors' boxes.
         touches: (T, N) bool.
@@ -324,12 +322,8 @@ def lk(seen: SharedGeometry) -> float:
 
     Source: navsim pdm_scorer.py `_calculate_lane_keeping`.
     """
-    run, needed = 0, round(OFF_LANE_S / STEP_S)
-    for off in np.round(np.abs(seen.middle_m), DECIMALS) > OFF_LANE_M:
-        run = run + 1 if off else 0
-        if run >= needed:
-            return 0.0
-    return 1.0
+    is_off, needed = np.abs(seen.middle_m).round(DECIMALS) > OFF_LANE_M, round(OFF_LANE_S / STEP_S)
+    return float((np.convolve(is_off, np.ones(needed)) < needed).all())
 
 
 def comfort_quantities(episode: Episode) -> dict[str, np.ndarray]:
@@ -372,8 +366,4 @@ def comfort(episode: Episode) -> float:
     Source: navsim pdm_comfort_metrics.py; the bounds are nuPlan's and Bench2Drive's too.
     """
     values = comfort_quantities(episode)
-    within = [
-        ((least <= values[name].round(DECIMALS)) & (values[name].round(DECIMALS) <= most)).all()
-        for name, (least, most) in COMFORT.items()
-    ]
-    return float(all(within))
+    return float(within_bounds({name: each.round(DECIMALS) for name, each in values.items()}))

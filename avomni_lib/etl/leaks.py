@@ -70,7 +70,6 @@ def check_training_lists(
     """Refuse to score a model on clips that it, or a model it was derived from, was trained on.
 
     Args:
-        held_out_ids: The clips to score on.
         records: Description of a model ("the adapter in …") -> its record; records without
             `training_clip_ids` are skipped.
 
@@ -131,10 +130,8 @@ def check_all(
     """All checks of this module, as 03_etl, 05_train and 06_evaluate call them.
 
     Args:
-        held_out_ids: The clips to score on.
         adapter_record: Record of the adapter to score; None before there is one.
         locate: As in `base_records`.
-        progress: Counts compared frames.
 
     Raises:
         AvomniError: a clip is in two splits, shares frames with another one, or is not in its
@@ -152,10 +149,8 @@ class Leak:
     """A stretch shared by two clips of different splits.
 
     Attributes:
-        clip_ids, splits: Of the two clips.
         starts: The stretch's first frame in each clip.
         num_frames: Length in sampled frames.
-        seconds: Duration.
         different: Mean share of differing hash bits, 0 to `prints.MAX_DIFFERENT`.
         apart_m: Largest distance between the poses, relative to the first frame.
         path_m: Length of the path driven in it.
@@ -187,9 +182,6 @@ def near_duplicates(cache: Cache, progress: type[Bar] = Bar) -> list[Leak]:
 
     Overlaps shorter than `MIN_S` and clips with too little texture are not detected. The cost is
     quadratic in the number of clips: 2,000 clips take 3 CPU seconds, 10,000 take 47.
-
-    Args:
-        progress: Counts frames.
 
     Raises:
         AvomniError: a file of the cache is cut short.
@@ -315,7 +307,6 @@ def _moves_alike(
 
     Args:
         one, other: (frames, 8) as returned by `_poses`.
-        least: Minimum number of frames.
 
     Yields:
         (first frame, one past the last, largest distance in m, metres driven).

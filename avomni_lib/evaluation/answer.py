@@ -1,8 +1,11 @@
-"""The windows that are scored, and resumable answers of models to them.
+"""The windows that are scored, resumable answers of models to them, and answers before and after.
 
 Every finished batch is appended to a file beside the stage's outputs, and a run that is killed
 resumes after the last complete batch. Batches always hold the same windows, and each has its own
 random seed, so the result is bit-identical with or without an interruption.
+
+The answers before and after training are written by the training process of 05, which has the model
+loaded (`training.fit.job`); `before` and `after` wait for them and add the ground truth.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -23,15 +26,15 @@ from scipy.spatial.transform import Rotation
 from avomni_lib import files
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache.windows import Windows, check_leaks
 from avomni_lib.evaluation.metrics import Asked
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
+from avomni_lib.training.fit import job
+from avomni_lib.training.model import adapter, load
 from avomni_lib.training.model.generate import Sampling
 from avomni_lib.training.prompt import samples
-from avomni_lib.training.targets import target
-
-if TYPE_CHECKING:
-    from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.training.targets import target, target_of
 
 logger = logging.getLogger(__name__)
 ATTRIBUTES = ("country", "hour", "platform")
@@ -43,8 +46,6 @@ def held_out_windows(p: Params) -> Windows:
     Raises:
         AvomniError: there is no cache, two splits share a clip, or the split has no window.
     """
-    from avomni_lib.etl.cache.windows import check_leaks
-
     windows: Windows = samples.scored_windows(p)
     check_leaks(windows.cache)
     if not len(windows):
@@ -144,10 +145,8 @@ class Batch:
     """Windows that are answered together.
 
     Attributes:
-        row: Row of the ladder.
         sample: Index of the answer to a window: 0 is greedy, from 1 on sampled.
         number: Index of the batch within the row.
-        indices: Indices of the windows.
         histories: Text of the car's past motion in each window's prompt.
         sampling: How the answers are sampled, with the batch's own seed; None decodes greedily.
     """
@@ -274,3 +273,80 @@ def ask_all(
         if bar:
             bar.update(num[batch.place], note=batch.row)
     return {(row.name, row.sample): row.texts(answered) for row in rows}
+
+
+@dataclass(frozen=True)
+class ComparedWindow:
+    """One window with its ground truth and the models' answers.
+
+    Attributes:
+        frames: (T, H, W, 3) uint8 RGB.
+        adapted: None before training.
+        speed_base_mps, speed_adapted_mps: Parsed from the answers; None if an answer has no speed.
+    """
+
+    clip_id: str
+    frames: np.ndarray
+    ground_truth: str
+    base: str
+    adapted: str | None
+    speed_ground_truth_mps: float
+    speed_base_mps: float | None
+    speed_adapted_mps: float | None
+
+
+def before(p: Params) -> list[ComparedWindow]:
+    """A few windows of `evaluation.split` and the base model's answers to them.
+
+    Starts the training process if none runs; it waits for `trainer.train` before it trains.
+
+    Raises:
+        AvomniError: there is no cache, the split has no window, or the process failed.
+    """
+    windows = held_out_windows(p)
+    return _answered(p, windows, _predictions(p, windows, job.BEFORE_FILE, pauses=True), {})
+
+
+def after(p: Params) -> list[ComparedWindow]:
+    """The same windows with the adapted model's answers as well.
+
+    Raises:
+        AvomniError: as `before`; there is no adapter that matches `p`.
+    """
+    windows = held_out_windows(p)
+    load.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
+    adapted = _predictions(p, windows, job.AFTER_FILE)
+    return _answered(p, windows, _predictions(p, windows, job.BEFORE_FILE), adapted)
+
+
+def _predictions(p: Params, windows: Windows, name: str, pauses: bool = False) -> dict[int, str]:
+    """The answers written by the training process, by index of the window."""
+    predictions = job.awaited(p, name, windows.cache.digest, pauses)
+    if predictions is None:  # a process with another `evaluation` section was running
+        raise AvomniError(
+            f"the training left no answers of these windows in {name}",
+            where=str(p.checkpoints_dir),
+            fix="run the same cell again",
+        )
+    return {int(index): text for index, text in predictions.items()}
+
+
+def _answered(
+    p: Params, windows: Windows, base: dict[int, str], adapted: dict[int, str]
+) -> list[ComparedWindow]:
+    target, answered = target_of(p), []
+    for index, text in base.items():
+        truth, texts = windows.truth(index), (text, adapted[index] if adapted else None)
+        answers = [target.read(text or "") for text in texts]
+        speeds = [answer.speed_mps if answer else None for answer in answers]
+        answered.append(
+            ComparedWindow(
+                windows[index].clip_id,
+                np.array(windows.frames(index)),
+                target.render(truth),
+                *texts,
+                truth.speed_mps,
+                *speeds,
+            )
+        )
+    return answered

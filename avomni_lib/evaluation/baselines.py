@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip.trajectory import HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.training.prompt import history
 from avomni_lib.training.targets import Content, Target
 from avomni_lib.training.targets.constants import constants
 from avomni_lib.training.targets.motion_models import MODELS, predict
-
-if TYPE_CHECKING:
-    from avomni_lib.etl.cache.windows import Windows
 
 # What the regression answers, and how it is fitted.
 NUMBERS, WORDS = ("speed_mps", "displacement_m", "waypoints_m"), ("along", "across")

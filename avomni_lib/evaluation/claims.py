@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from avomni_lib.evaluation.scores import MODEL, metric
+from avomni_lib.evaluation.scores import MODEL, Metric, metric
 from avomni_lib.plan import text_table
 
 # The bootstrap underestimates the variance of few clips. Without any difference, one is claimed in
@@ -45,11 +45,23 @@ CLAIMS = {
 }
 
 
-def claims(ladder: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One claim about the model for each row of `CLAIMS` in the ladder.
+def claims(
+    ladder: Sequence[Mapping[str, Any]],
+    about: Mapping[str, tuple[str, str]] = CLAIMS,
+    figure: Metric | None = None,
+    value: str = "value",
+    counted: str = "clips",
+    of: str = "held-out clips",
+) -> list[dict[str, Any]]:
+    """One claim about the model for each row of `about` in the ladder.
 
     Args:
         ladder: As in `figures["ladder"]`; differences are the row's figure minus the model's.
+        about: See `CLAIMS`.
+        figure: Description of the figure; None is that of each row's `metric`.
+        value: Key of the figure in a row.
+        counted, of: What is resampled, counted by the rows' `num_<counted>`, and its name where
+            there is too little of it.
 
     Returns:
         A list of {text, holds}. A claim holds if the interval of the difference excludes 0 in the
@@ -59,41 +71,39 @@ def claims(ladder: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     by_name = {entry["name"]: entry for entry in ladder}
     if MODEL not in by_name:
         return []
-    named = [name for name in CLAIMS if name in by_name]
+    named = [name for name in about if name in by_name]
     if "trained_blind" in named and "blind" in named:
         named.remove("blind")
-    return [_claim(by_name[name], by_name[MODEL]) for name in named]
+    made = []
+    for other in map(by_name.__getitem__, named):
+        (what, described), num = about[other["name"]], other[f"num_{counted}"]
+        reason = None
+        if other["difference_to_model"] is None:
+            reason = "no window has this figure"
+        elif other["difference_low"] is None or num < FEWEST_CLIPS:
+            reason = f"{of}: {num}, too few to trust an interval; it takes {FEWEST_CLIPS}"
+        if reason:
+            text = f"nothing can be said on whether {what}: {reason}"
+            made.append({"text": text, "holds": False})
+            continue
+        measure = figure or metric(other["metric"])
+        gain, low, high = (other[f"difference_{name}"] for name in ("to_model", "low", "high"))
+        if measure.more_is_better:
+            gain, low, high = 0 - gain, 0 - high, 0 - low
+        gained = _gained(what, gain, low, high, measure.shown)
+        shown = f"{by_name[MODEL][value]:.3f} against {measure.shown(other[value])} of {described}"
+        if unread := 100 * (1 - other.get("valid_share", 1)):
+            # The unreadable share of the row is the mean's: tell the reader.
+            share = "under 1" if unread < 1 else f"{unread:.0f}"
+            shown += f", {share} % of whose answers cannot be read and count as the mean's"
+        interval = f"95 % interval of the gain {low:.3f} to {measure.shown(high)}"
+        text = f"{gained} ({measure.words}: {shown}; {interval}, {num} {counted})"
+        made.append({"text": text, "holds": low > 0})
+    return made
 
 
-def _claim(other: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    what, described = CLAIMS[other["name"]]
-    num, unread = other["num_clips"], 100 * (1 - other["valid_share"])
-    reason = None
-    if other["difference_to_model"] is None:
-        reason = "no window has this figure"
-    elif other["difference_low"] is None or num < FEWEST_CLIPS:
-        reason = f"held-out clips: {num}, too few to trust an interval; it takes {FEWEST_CLIPS}"
-    if reason:
-        return {"text": f"nothing can be said on whether {what}: {reason}", "holds": False}
-    figure = metric(other["metric"])
-    gain, low, high = (other[f"difference_{name}"] for name in ("to_model", "low", "high"))
-    if figure.more_is_better:
-        gain, low, high = 0 - gain, 0 - high, 0 - low
-    text = gained(what, gain, low, high, figure.shown)
-    values = f"{model['value']:.3f} against {figure.shown(other['value'])} of {described}"
-    if unread:  # the unreadable share of the row is the mean's: tell the reader
-        shown = "under 1" if unread < 1 else f"{unread:.0f}"
-        values += f", {shown} % of whose answers cannot be read and count as the mean's"
-    interval = f"95 % interval of the gain {low:.3f} to {figure.shown(high)}"
-    return {"text": f"{text} ({figure.words}: {values}; {interval}, {num} clips)", "holds": low > 0}
-
-
-def gained(what: str, gain: float, low: float, high: float, shown: Callable[[float], str]) -> str:
-    """State that `what` holds, or that there is no evidence, by the interval of the gain.
-
-    Args:
-        shown: Formats a value of the figure with its unit.
-    """
+def _gained(what: str, gain: float, low: float, high: float, shown: Callable[[float], str]) -> str:
+    """State that `what` holds, or that there is no evidence, by the interval of the gain."""
     half = shown((high - low) / 2)
     if low > 0:
         return f"{what} by {gain:.3f} ± {half}"
@@ -109,8 +119,6 @@ def in_words(
 
     Args:
         entries: Columns `name`, `figure` and those of `bootstrap.entry`.
-        names: Row -> its label.
-        heading: Heading of the figure's column.
     """
 
     def intervals(low: pd.Series, high: pd.Series) -> pd.Series:

@@ -79,7 +79,7 @@ class Compared:
         return f"<p>{title}</p>{''.join(warnings)}{table}"
 
 
-def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
+def compare(run_a: Path | str, run_b: Path | str) -> Compared:
     """Compare two runs.
 
     An answer that cannot be read is replaced by the mean row's of the same run. Figures are
@@ -88,7 +88,6 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
     Args:
         run_a, run_b: A run's folder (outputs/<run>), its folder of 06_evaluate, or a file of
             answers.
-        seed: Seed of the resampling.
 
     Raises:
         AvomniError: there is no such run, it has no answers, the two have no window, row or figure
@@ -111,7 +110,7 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
         )
     a, b = (Scores(table.filter(keys[side].isin(common))) for side, table in tables.items())
     _check_truth(a, b, where)
-    rows = _rows(a, b, seed)
+    rows = _rows(a, b)
     if not rows:
         raise AvomniError(
             f"no row of the ladder and figure in common: the target of A is {a.target}, of B "
@@ -132,7 +131,7 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
     return Compared(figures)
 
 
-def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, float | None]]]:
+def _rows(a: Scores, b: Scores) -> dict[str, dict[str, dict[str, float | None]]]:
     """Row -> figure -> {a, b, difference, low, high}, the model's row first."""
     names = sorted((name for name in a.models if name in b.models), key=lambda name: name != MODEL)
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -146,7 +145,7 @@ def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, floa
         # Both runs and their differences on the same resamples.
         both = bootstrap.Statistic(np.concatenate([sums_a, sums_b], axis=1), statistic_a.finish)
         differences = both.differences([(row, num + row) for row in range(num)])
-        values = bootstrap.bounded(differences, seed)
+        values = bootstrap.bounded(differences)
         for i, row in enumerate(shared):
             difference = values[2 * num + i]
             known = difference.value is not None

@@ -2,7 +2,8 @@
 
 The rows: constants of the training split, extrapolated motion, a regression on past motion, the
 base model, the adapted model on black frames, the same trained on black frames, with its frames
-shuffled in time, and with one camera.
+shuffled in time, and with one camera. With `evaluation.protocol`, also the table of a public
+protocol: minADE and ADE of the rows and of published results.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -20,22 +22,34 @@ from avomni_lib import files
 from avomni_lib.dataset.select import protocol as protocol_ids
 from avomni_lib.dataset.select import split
 from avomni_lib.etl import leaks
-from avomni_lib.evaluation import answer, baselines, metrics, models, protocol
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip.trajectory import STEP_S
+from avomni_lib.evaluation import answer, baselines, bootstrap, metrics, models, trajectories
 from avomni_lib.evaluation.answer import Row, held_out_windows
 from avomni_lib.evaluation.claims import ROWS, TableWithClaims, in_words
-from avomni_lib.evaluation.scores import parts_of
+from avomni_lib.evaluation.scores import Scores, parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 from avomni_lib.training.fit.heldout import thinned
-from avomni_lib.training.model import adapter, place
+from avomni_lib.training.model import adapter, load, place
+from avomni_lib.training.model.generate import Sampling
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target, target_of
 
-if TYPE_CHECKING:
-    from avomni_lib.etl.cache.windows import Windows
-
 ANSWERS_FILE = "answers.parquet"
 KEPT_FILE = "answers.partial.jsonl"
+# Rows of the ladder in the protocol's table, in its order.
+PROTOCOL_ROWS = (
+    "constant_velocity",
+    "ctra",
+    "ego_motion",
+    "blind",
+    "trained_blind",
+    "base",
+    "adapted",
+)
+HORIZONS_S = {"3s": 3.0, "5s": 5.0, "6_4s": 6.4}
+MEASURES = tuple(f"{kind}_{at}_m" for kind in ("min_ade", "ade") for at in HORIZONS_S)
 # With fewer held-out windows or clips than these, a score is unstable between seeds.
 FEW_WINDOWS, FEW_CLIPS = 200, 20
 
@@ -47,7 +61,6 @@ class Evaluated(TableWithClaims):
     Attributes:
         answers: One row per window, row of the ladder and sample (`metrics.SCHEMA`).
         figures: As in `result.json`; `metrics.figures` recomputes them from `answers`.
-        path: `answers.parquet`.
     """
 
     answers: pa.Table
@@ -148,14 +161,13 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
         "num_unknown": windows.num_unknown,
         "split_sha256": split.sha256_of(p),
     }
-    if (by_protocol := protocol.figures(p, table, windows)) is not None:
+    if (by_protocol := protocol_figures(p, table, windows)) is not None:
         figures["protocol"] = by_protocol
     return Evaluated(table, figures, path)
 
 
 def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
     """The rows that models answer, including those of sampled answers."""
-    from avomni_lib.training.model.generate import Sampling
 
     def past_motion(index: int) -> str:
         return samples.past_words(p, functools.partial(windows.past, index))
@@ -181,8 +193,6 @@ def _num_samples(p: Params) -> int:
 
 def _checked(p: Params, windows: Windows) -> dict[str, Any]:
     """The adapter's record, after checking that no scored clip was used for training."""
-    from avomni_lib.training.model import load
-
     folder, header = adapter.adapter_dir(p), windows.cache.header
     record = adapter.read_record(folder)
     load.check_adapter(folder, p, header)
@@ -198,8 +208,6 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
 
 def _key(p: Params, windows: Windows) -> str:
     """Hash of everything that the answers depend on."""
-    from avomni_lib.training.model import load
-
     choices = {} if p.evaluation.server else load.choices_of(p)
     folders = [adapter.adapter_dir(p), models.blind_adapter(p)]
     whole = [path for folder in folders if folder for path in folder.iterdir() if path.is_file()]
@@ -212,3 +220,75 @@ def _key(p: Params, windows: Windows) -> str:
         cache=windows.cache.digest,
         choices={name: choice.value for name, choice in choices.items()},
     )
+
+
+def protocol_figures(p: Params, table: pa.Table, windows: Windows) -> dict[str, Any] | None:
+    """The protocol's figures, computed from the answers, as plain values for `result.json`.
+
+    minADE is taken over the sampled answers, separately for each horizon; for a row that is not
+    sampled, over its single answer. Waypoints are 0.4 s apart and interpolated linearly to the 64
+    steps.
+
+    Args:
+        table: See `metrics.SCHEMA`.
+        windows: The scored windows, one per clip.
+
+    Returns:
+        None if the run has no protocol.
+    """
+    asked = protocol_ids.protocol_of(p)
+    if asked is None:
+        return None
+    scores, ids = Scores(table), protocol_ids.clip_ids(p)
+    true_m = scores.future_m
+    names = [name for name in PROTOCOL_ROWS if name in scores.models]
+    errors = {name: _errors(scores.paths_m(name), true_m) for name in names}
+    lines: list[dict[str, Any]] = [
+        {"name": name, "quoted": False, "num_clips": scores.num_clips} for name in names
+    ]
+    for measure in MEASURES:
+        values = np.stack([errors[name][measure] for name in names])
+        means = bootstrap.bounded(bootstrap.mean(values, scores.clips))
+        for line, estimate in zip(lines, means, strict=True):
+            line[measure] = estimate.value
+            line[f"{measure}_interval"] = [estimate.low, estimate.high]
+    lines += [{"quoted": True, **row} for row in asked.quoted]
+    last_us = np.array([int(windows.times_us(i)[-1]) for i in range(len(windows))])
+    return {
+        "name": asked.name,
+        "is_published_list": not p.evaluation.protocol_ids,
+        "ids_sha256": files.hash_json(list(ids)),
+        "num_ids": len(ids),
+        "num_scored": scores.num_clips,
+        "t0_s": asked.t0_us / 1e6,
+        "most_off_t0_s": round(float(np.abs(last_us - asked.t0_us).max()) / 1e6, 4),
+        "num_samples": asked.num_samples,
+        "rows": lines,
+    }
+
+
+def _errors(paths_m: np.ndarray, true_m: np.ndarray) -> dict[str, np.ndarray]:
+    """Measure -> (n,) metres; paths are (1 + K, n, 64, 2), the greedy one first."""
+    distances = trajectories.distances(paths_m, true_m)
+    errors = {}
+    for at, seconds in HORIZONS_S.items():
+        ade = distances[..., : round(seconds / STEP_S)].mean(axis=-1)
+        errors[f"ade_{at}_m"] = ade[0]
+        errors[f"min_ade_{at}_m"] = (ade[1:] if len(ade) > 1 else ade).min(axis=0)
+    return errors
+
+
+def protocol_table(scored: dict[str, Any]) -> pd.DataFrame:
+    """The table as text, from 06's figures; empty if the run has no protocol."""
+    found = scored.get("protocol")
+    if not found:
+        return pd.DataFrame()
+    lines = [
+        {
+            "row": row["name"] + (" (quoted, not run here)" if row["quoted"] else ""),
+            **{name: f"{row[name]:.3f}" if name in row else "" for name in MEASURES},
+            "source": row.get("source", f"{row.get('num_clips')} of {found['num_ids']} clips"),
+        }
+        for row in found["rows"]
+    ]
+    return pd.DataFrame(lines)

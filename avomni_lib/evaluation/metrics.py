@@ -73,9 +73,7 @@ class Asked:
     """A window that the models answer.
 
     Attributes:
-        clip_id: Clip of the window.
         number: Index of the window within its clip, from 0.
-        truth: The ground truth.
         turn_rad: Change of heading from the first frame to the last, positive to the left.
         attributes: `country` (str), `hour` (int, 0 to 23) and `platform` (str), where known.
     """
@@ -161,16 +159,13 @@ def read(path: Path) -> pa.Table:
     return table
 
 
-def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
+def figures(table: pa.Table) -> dict[str, Any]:
     """The stage's figures, computed from the answers alone, as plain values for `result.json`.
 
     Intervals are 95 % intervals from resampled clips (`bootstrap`), None with fewer than two
     clips. `interval` and `difference_interval` name the method: "BCa", or "percentile" where BCa is
     undefined. An answer that cannot be read is replaced by the mean row's for its window.
     Differences are the row's figure minus the model's.
-
-    Args:
-        seed: Seed of the resampling.
 
     Returns:
         `ladder`: one entry per row, by the target's primary figure. `metrics`: row -> figure ->
@@ -186,7 +181,7 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     for figure in scores.figures:
         rows = scores.models_with(figure)
         base = rows.index(MODEL) if MODEL in rows else None
-        estimates = bootstrap.estimates(scores.statistic(figure), base, seed)
+        estimates = bootstrap.estimates(scores.statistic(figure), base)
         for row, value, difference in zip(rows, *estimates, strict=True):
             methods = {"interval": value.method, "difference_interval": difference.method}
             metrics[row][figure] = bootstrap.entry("value", value, difference) | methods
@@ -215,7 +210,7 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
         "num_clips": scores.num_clips,
         "ladder": ladder,
         "metrics": metrics,
-        "slices": slices(scores, seed),
+        "slices": slices(scores),
         "claims": claims(ladder),
     }
 
@@ -224,7 +219,7 @@ def _counts(scores: Scores, keep: np.ndarray) -> dict[str, int]:
     return {"num_clips": len(np.unique(scores.clips[keep])), "num_windows": int(keep.sum())}
 
 
-def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
+def slices(scores: Scores) -> list[dict[str, Any]]:
     """The primary figure of the model and of the mean row in each slice of the windows.
 
     An attribute that is unknown for all windows makes no slices. Clips are resampled within a
@@ -241,7 +236,7 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
             keep = (part == value) & about
             if not keep.any():
                 continue
-            estimates = bootstrap.bounded(scores.statistic(scores.primary, keep), seed)
+            estimates = bootstrap.bounded(scores.statistic(scores.primary, keep))
             by_row = dict(zip(rows, estimates, strict=True))
             model, mean = by_row.get(MODEL, nothing), by_row.get(FALLBACK, nothing)
             place = {"by": by, "value": value, "metric": scores.primary, **_counts(scores, keep)}

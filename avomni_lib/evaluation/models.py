@@ -1,4 +1,4 @@
-"""Runs the models of the ladder: in this process, in one process per card, or on a server.
+"""Opens and runs the models of the ladder: in this process, one process per card, or on a server.
 
 A server has OpenAI's chat endpoint, as vLLM serves a base model and its adapters.
 """
@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,18 +28,17 @@ from PIL import Image
 from avomni_lib import files, hardware, workers
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError, without_passwords
-from avomni_lib.evaluation import answer, before_after
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.evaluation import answer
 from avomni_lib.evaluation.answer import Asker, Batch, FrameSource
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export.card import SERVED_NAME
-from avomni_lib.training.model import adapter
+from avomni_lib.training.model import adapter, load
 from avomni_lib.training.model.generate import Sampling, generate_texts
-from avomni_lib.training.prompt.conversation import prompt_text, videos_of
+from avomni_lib.training.prompt import samples, views
+from avomni_lib.training.prompt.conversation import Conversation, prompt_text, videos_of
 from avomni_lib.training.targets import target_of
-
-if TYPE_CHECKING:
-    from avomni_lib.etl.cache.windows import Windows
 
 log = logging.getLogger(__name__)
 TIMEOUT_S, LIVE_TIMEOUT_S = 120.0, 15.0
@@ -52,8 +51,6 @@ BLIND = "blind"  # name under which PEFT holds the second adapter
 
 def shown(p: Params, windows: Windows) -> dict[str, FrameSource]:
     """Row of the ladder -> the frames that its model sees."""
-    from avomni_lib.training.prompt import views
-
     rows: dict[str, FrameSource] = {
         BASE_ROW: windows,
         "blind": views.Black(windows),
@@ -100,15 +97,34 @@ def place_in_words(p: Params) -> str:
     return "in this process"
 
 
+def opened(
+    p: Params, header: Mapping[str, Any], folder: Path | None
+) -> tuple[Any, Conversation, dict[str, hardware.Choice]]:
+    """The base model with an adapter, its conversation, and the choices made on loading.
+
+    Args:
+        folder: The adapter's folder; None loads the base model alone.
+
+    Raises:
+        AvomniError: there is no adapter, or it does not match this cache or `p`.
+    """
+    if folder is not None:  # before the weights are loaded
+        load.check_adapter(folder, p, header)
+    base = load.load_base(p)
+    kind = backbone(p.model.backbone, base.model.config)
+    conversation = samples.conversation_of(p, base.tokenizer, kind)
+    if folder is None:
+        return base.model, conversation, base.choices
+    return load.load_adapter(base.model, folder, p, header), conversation, base.choices
+
+
 class Local:
     """Base model and adapters in this process."""
 
     def __init__(self, p: Params, windows: Windows):
         self._p, self._header = p, windows.cache.header
         self._shown = shown(p, windows)
-        self._model, self._conversation, _ = before_after.models(
-            p, self._header, adapter.adapter_dir(p)
-        )
+        self._model, self._conversation, _ = opened(p, self._header, adapter.adapter_dir(p))
         self._first = self._model.active_adapter
 
     def __call__(self, batch: Batch) -> list[str]:
@@ -133,8 +149,6 @@ class Local:
         return contextlib.nullcontext()
 
     def _blind(self) -> str:
-        from avomni_lib.training.model import load
-
         folder = blind_adapter(self._p)
         if BLIND not in self._model.peft_config and folder is not None:
             blinded = self._p.blinded() or self._p
@@ -217,7 +231,6 @@ class RemoteAnswerer:
     """Client of a server. Frames are sent as PNG, because JPEG changes the answers.
 
     Args:
-        p: The run's parameters.
         url: URL of the server, including `/v1`.
         words: The question, see `Conversation.words`.
         where: The parameter that names the server, for error messages.
@@ -246,11 +259,8 @@ class RemoteAnswerer:
         """The model's answer to one window (T, H, W, 3) uint8 RGB.
 
         Args:
-            frames: The window.
             history: Text of the car's past motion, appended to the question.
-            model: Name of the model on the server.
             sampling: How to sample the answer; None decodes greedily.
-            pattern: Regular expression that constrains the answer.
 
         Raises:
             AvomniError: the server does not answer in time, or its response is malformed.

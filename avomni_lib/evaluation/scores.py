@@ -49,17 +49,15 @@ class Metric:
     Attributes:
         words: As in "its `words` is 0.31 m/s".
         unit: Empty for shares and F1.
-        more_is_better: Whether larger values are better.
     """
 
     words: str
     unit: str = ""
     more_is_better: bool = False
 
-    def shown(self, value: float, signed: bool = False) -> str:
+    def shown(self, value: float) -> str:
         """A value with its unit."""
-        text = f"{value:+.3f}" if signed else f"{value:.3f}"
-        return f"{text} {self.unit}".rstrip()
+        return f"{value:.3f} {self.unit}".rstrip()
 
 
 METRICS = {
@@ -121,12 +119,10 @@ class Scores:
         table: See `metrics.SCHEMA`.
 
     Attributes:
-        target: Name of the target of all answers.
         models: The R rows of the ladder, in the order of the table.
         windows: The n windows, by clip_id and number.
         clips: (n,) int64, ascending: index of each window's clip.
         places: (R, n) int64, index into `table` of each greedy answer.
-        primary: The primary figure of the ladder.
 
     Raises:
         AvomniError: there is no answer, targets are mixed, a row did not answer the same windows

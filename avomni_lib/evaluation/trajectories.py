@@ -7,11 +7,12 @@ steps of 0.1 s of the ground truth. Leading axes are windows, samples or both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from avomni_lib.etl.clip.trajectory import STEP_S
-from avomni_lib.training.targets import future
-from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
+from avomni_lib.training.targets.future import STEPS_APART, at_10hz
 
 APART_S = STEPS_APART * STEP_S
 MOMENTS_S = {"at_1s_m": 1.0, "at_3s_m": 3.0, "at_5s_m": 5.0, "at_6_4s_m": 6.4}
@@ -30,16 +31,6 @@ COMFORT = {
     "yaw_rate": (-0.95, 0.95),
     "yaw_accel": (-1.93, 1.93),
 }
-
-# (64, 16): weight of each waypoint in each step, for linear interpolation.
-_STEPS = np.stack(
-    [future.at_10hz(np.stack([one, one], axis=1))[:, 0] for one in np.eye(NUM_WAYPOINTS)], axis=1
-)
-
-
-def at_10hz(waypoints_m: np.ndarray) -> np.ndarray:
-    """(…, 64, 2) float64 every 0.1 s from (…, 16, 2); `targets.future.at_10hz` for many paths."""
-    return _STEPS @ np.asarray(waypoints_m, dtype=np.float64)
 
 
 def distances(predicted_m: np.ndarray, ground_truth_m: np.ndarray) -> np.ndarray:
@@ -97,7 +88,7 @@ def figures(waypoints_m: np.ndarray, ground_truth_m: np.ndarray) -> dict[str, np
         "along_m": np.abs(along).mean(axis=-1),
         "across_m": np.abs(across).mean(axis=-1),
         "miss_rate": (error_m[..., -1] > MISS_M).astype(np.float64),
-        "comfort_share": comfortable(waypoints_m).astype(np.float64),
+        "comfort_share": within_bounds(comfort(waypoints_m)).astype(np.float64),
     }
 
 
@@ -134,9 +125,8 @@ def comfort(waypoints_m: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def comfortable(waypoints_m: np.ndarray) -> np.ndarray:
-    """(…) bool: whether a path (…, 16, 2) stays within all bounds of `COMFORT`."""
-    values = comfort(waypoints_m)
+def within_bounds(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(…) bool: whether values (…, T) by the names of `COMFORT` stay within all of its bounds."""
     within = [
         ((least <= values[name]) & (values[name] <= most)).all(axis=-1)
         for name, (least, most) in COMFORT.items()

@@ -13,11 +13,11 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
-from avomni_lib.evaluation import before_after
+from avomni_lib.evaluation import models
 from avomni_lib.live import subject
 from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
-from avomni_lib.training.model import adapter
+from avomni_lib.training.model import adapter, generate
 from avomni_lib.training.model.seen import FeatureCache
 from avomni_lib.training.targets import Content, Target, target_of
 
@@ -49,7 +49,6 @@ class Answerer:
     Args:
         p: The run's parameters; the adapter's record is compared with them.
         place: The adapter's folder, `owner/name@commit` on the hub, or None for the run's adapter.
-        base_only: Use the base model without an adapter.
 
     Raises:
         AvomniError: no such adapter, it is damaged, or it was trained with other parameters; both
@@ -63,9 +62,7 @@ class Answerer:
                 "--base asks without an adapter", where="--adapter", fix="leave one out"
             )
         self.adapter = None if base_only else adapter_folder(p, place)
-        self.model, self.conversation, self.choices = before_after.models(
-            p, description(p), self.adapter
-        )
+        self.model, self.conversation, self.choices = models.opened(p, description(p), self.adapter)
         self.seen = FeatureCache(self.model, self.conversation.backbone)
 
     @property
@@ -92,15 +89,13 @@ class Answerer:
         Raises:
             AvomniError: the shape of the frames does not match the parameters.
         """
-        from avomni_lib.training.model.generate import generate_texts
-
         if frames.shape != self.conversation.frame_shape:
             raise AvomniError(
                 f"the window has shape {frames.shape}, the model expects "
                 f"{self.conversation.frame_shape} (frames, height, width, colours)"
             )
         started = time.monotonic()
-        (text,) = generate_texts(
+        (text,) = generate.generate_texts(
             self.model,
             self.conversation,
             frames[None],
@@ -145,7 +140,6 @@ class Prediction:
         model: "base" or "adapted".
         off: Error by the target's figure; None if there is no ground truth or the answer cannot be
             read.
-        figure: Name of the target's figure.
     """
 
     subject: Subject

@@ -57,9 +57,6 @@ class Page:
 
     Args:
         port: Port on 127.0.0.1; 0 takes a free one.
-
-    Attributes:
-        url: URL of the page.
     """
 
     def __init__(self, port: int = 0):

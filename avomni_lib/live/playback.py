@@ -197,12 +197,7 @@ class Played:
 
 
 class Moments:
-    """Past motion and ground truth of a played clip by session time, from the run's cache.
-
-    Args:
-        p: The run's parameters.
-        played: The clip.
-    """
+    """Past motion and ground truth of a played clip by session time, from the run's cache."""
 
     def __init__(self, p: Params, played: Played):
         self.p, self.played, self.target = p, played, target_of(p)

@@ -77,9 +77,6 @@ class SessionRecord:
     def frames(self, p: Params, tick: int) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB: the window that ends with a tick, as the model saw it.
 
-        Args:
-            p: The session's parameters.
-
         Raises:
             AvomniError: no whole window ends there.
         """
@@ -129,11 +126,7 @@ class SessionRecord:
         }
 
     def predictions(self, p: Params) -> list[Prediction]:
-        """All answers, parsed, with the ground truth if a clip of the cache was played.
-
-        Args:
-            p: The session's parameters.
-        """
+        """All answers, parsed, with the ground truth if a clip of the cache was played."""
         played, target = Played.of(self.folder), target_of(p)
         moments = None if played is None else Moments(p, played)
         lens = None if played is None else subject.lens_of(p, played.clip_id)

@@ -41,7 +41,6 @@ class TimedAnswer:
     """One answer and the times of its parts, ns on the session's clock.
 
     Attributes:
-        tick: Number of the window's last tick.
         num_encoded: Number of frames that the vision tower encoded for it; None if unknown.
     """
 
@@ -71,7 +70,6 @@ class LiveState:
     """State of a running session, for display.
 
     Attributes:
-        num_failed: Number of windows whose answer failed.
         failure: Reason of the last failure; None after the next answer.
     """
 
@@ -135,11 +133,9 @@ class LiveSession:
     """Answers windows of live cameras.
 
     Args:
-        p: The run's parameters, with the section `live`.
         ask: Maps the frames (T, H, W, 3) uint8 of a window to the answer's text. If it has an
             attribute `num_encoded`, that is the number of frames encoded for the last answer.
         record: Folder of the record; None writes no record.
-        now_ns: The clock.
         watch: Called with the state after each tick and each answer.
         history: Maps the end of a window, in seconds since the session began, to the text of the
             car's past motion, which `ask` then takes as its second argument.

@@ -94,9 +94,6 @@ class Begun:
     def at(self, now_ns: Callable[[], int], first_ns: int) -> tuple[int, int]:
         """Wait for the other recordings.
 
-        Args:
-            first_ns: First timestamp of the recording.
-
         Returns:
             (start of the session's recordings, earliest of their first timestamps), ns.
         """

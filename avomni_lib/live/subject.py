@@ -17,6 +17,7 @@ from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.run.build import recipe_of
 from avomni_lib.etl.video import reader
+from avomni_lib.evaluation.answer import held_out_windows
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import history, past, samples, tokens
 from avomni_lib.training.targets import Content, target_of
@@ -27,7 +28,6 @@ class Subject:
     """A window to answer.
 
     Attributes:
-        name: Description for display.
         frames: (T, H, W, 3) uint8 RGB.
         times_us: (T,) int64 µs on the clip's clock.
         history: Text of the car's past motion; empty unless `prompt.ego_history` is on.
@@ -51,8 +51,6 @@ def of_window(p: Params, index: int) -> Subject:
     Raises:
         AvomniError: there is no cache, or no window of that index.
     """
-    from avomni_lib.evaluation.answer import held_out_windows
-
     windows = held_out_windows(p)
     if not 0 <= index < len(windows):
         raise AvomniError(

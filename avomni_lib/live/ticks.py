@@ -73,10 +73,7 @@ class Ticks:
     or that far ahead of the clock, is reported in the log once.
 
     Args:
-        cameras: Names of the cameras.
-        hz: Ticks per second.
         deadline_s: How long a tick waits for the slowest camera.
-        max_age_s: Largest age of a frame.
     """
 
     def __init__(self, cameras: Sequence[str], hz: float, deadline_s: float, max_age_s: float):
@@ -233,7 +230,6 @@ class Sliding:
     Args:
         p: The run's parameters: grid, tile, fit and length of a window.
         hop: Number of ticks between windows.
-        now_ns: The clock.
     """
 
     def __init__(self, p: Params, hop: int, now_ns: Callable[[], int]):

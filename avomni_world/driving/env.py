@@ -367,13 +367,11 @@ class SimulatedScene:
 
 
 def _kind_of(traffic: str) -> str:
-    return pick(dict(zip(KINDS, KINDS, strict=True)), traffic, "kind of traffic", "traffic")
+    return pick({kind: kind for kind in KINDS}, traffic, "kind of traffic", "traffic")
 
 
 def _event_of(event: str | None) -> str | None:
-    if event is not None:
-        pick(EVENTS, event, "event", "event")
-    return event
+    return None if event is None else pick({name: name for name in EVENTS}, event, "event", "event")
 
 
 def _steps(seconds: float, name: str) -> int:

@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import median
 
 import av
-import psutil
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras, stored_zip
@@ -34,6 +33,7 @@ from avomni_lib.workers import run_jobs
 from tests.benchmarks import decode, drive
 from tests.linked_set import linked_id, num_frames, with_free_box, write_linked_set
 from tests.published_set import chunk_path, encode_video, frame_bits
+from tests.test_parts import weighed
 
 MEGABYTE = 1 << 20
 CAMERAS = [camera.name for camera in cameras.CAMERAS]
@@ -104,13 +104,6 @@ def counted(job: parts.ClipJob) -> tuple[str | None, int]:
     outcome = parts.make_part(job)
     job.path.unlink(missing_ok=True)
     return outcome.reason, rchar() - before
-
-
-def weighed(job: parts.ClipJob) -> tuple[str | None, int]:
-    """(reason, bytes that the process holds after it)."""
-    outcome = parts.make_part(job)
-    job.path.unlink(missing_ok=True)
-    return outcome.reason, psutil.Process().memory_info().rss
 
 
 def told(function: Callable, folder: Path, numbers: Sequence[int], recipe: Recipe) -> list[int]:

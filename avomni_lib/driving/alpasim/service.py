@@ -27,7 +27,7 @@ from avomni_lib.params import Params
 try:
     import grpc
 
-    from avomni_lib.driving.alpasim import egodriver_pb2
+    from avomni_lib.driving.alpasim.messages import SERVICE, pb
 except ImportError as _error:
     raise AvomniError(
         f"the driver for AlpaSim needs grpcio and protobuf ({_error})",
@@ -36,8 +36,6 @@ except ImportError as _error:
     ) from None
 
 log = logging.getLogger(__name__)
-pb: Any = egodriver_pb2  # its classes are created at import
-SERVICE = pb.DESCRIPTOR.services_by_name["EgodriverService"]
 API = (0, 55, 0)  # version of alpasim_grpc; the simulator records it and compares drivers by it
 THREADS = 32
 LARGEST_BYTES = 64 * 2**20  # limit of a message; a PNG of 8 megapixels has about 20 MB
@@ -62,7 +60,6 @@ class Driver:
 
     Args:
         ask: Returns the model's answer to a window, see `live.answering.asker`.
-        runtime: Settings of the simulator.
 
     Attributes:
         seconds: The last calls of `drive`, as (seconds, whether the model was asked).
@@ -145,10 +142,7 @@ class Driver:
         with self._session(request):
             return pb.Empty()
 
-    def submit_recording_ground_truth(self, request: Any) -> Any:
-        """Accepted and ignored."""
-        with self._session(request):
-            return pb.Empty()
+    submit_recording_ground_truth = submit_route  # ignored too
 
     def drive(self, request: Any) -> Any:
         started = time.monotonic()

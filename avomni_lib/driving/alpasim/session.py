@@ -97,8 +97,6 @@ class DriverSession:
     """One drive. Not thread-safe.
 
     Args:
-        p: The run's parameters.
-        runtime: Settings of the simulator.
         sizes: Camera -> (width, height) px for which its lens is given.
     """
 

@@ -48,7 +48,6 @@ class Cache:
     """All shards of a run; created by `Cache.open`.
 
     Attributes:
-        folder: The cache's folder.
         header: The header fields shared by all shards: grid, tile, fit, sample_hz, storage, source.
         shards: In the order of their chunks.
         clips: In the order of the catalog.
@@ -103,11 +102,6 @@ class Cache:
     def tile(self) -> tuple[int, int]:
         """(width, height) px."""
         return tuple(self.header["tile"])
-
-    @property
-    def has_obstacles(self) -> bool:
-        """Whether the cache was built with `processing.obstacles`."""
-        return "obstacle_columns" in self.header
 
     @property
     def sample_hz(self) -> float:

@@ -263,7 +263,6 @@ def write_shard(
     """Write a shard atomically, replacing an existing one.
 
     Args:
-        folder: The shard's folder.
         common: Header fields; `storage` and `obstacle_columns` determine the arrays.
         clips: clip_id, split and chunk of each clip, in order.
         load: clip_id -> its arrays as returned by `encode`, loaded lazily, one clip at a time; the
@@ -378,7 +377,6 @@ def read_rows(path: Path, entry: Mapping[str, Any], start: int, out: np.ndarray)
     Args:
         path: A .npy file.
         entry: Its entry in the shard's header: shape and bytes.
-        start: The first row.
         out: C-contiguous, of the file's dtype. If it is not aligned to 64 bytes (PyTorch's arrays
             are, NumPy's large ones are not), the copy takes up to twice as long.
 

@@ -111,7 +111,7 @@ def verify(folder: Path, progress: type[Bar] = Bar) -> VerifiedCache:
         if wrong.get(shard.folder) == ["jpeg"]:
             for what in damaged_frames(shard):
                 faults.add(shard.folder / "jpeg.npy", what)
-        elif shard.folder not in wrong and _check_types(shard, faults):
+        elif shard.folder not in wrong:
             for name, what in of_shard(shard):
                 faults.add(shard.folder / name, what)
     clips = [clip for n, shard in enumerate(shards) for clip in clips_of(shard, n)]
@@ -238,27 +238,10 @@ def _hash(path: Path, counted: Tally, stop: threading.Event) -> str:
     return digest.hexdigest()
 
 
-def _check_types(shard: Shard, faults: Faults) -> bool:
-    """Whether all arrays have the type and shape stated in the header."""
-    before = len(faults.lines)
-    for name, dtype in arrays_in(shard.header).items():
-        path, entry = shard.folder / f"{name}.npy", shard.header["arrays"][name]["shape"]
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # NumPy's parser lets many kinds through
-            faults.add(path, f"is no .npy file: {error}")
-            continue
-        if (list(array.shape), array.dtype) != (entry, np.dtype(dtype)):
-            actual = f"holds {list(array.shape)} {array.dtype}"
-            faults.add(path, f"{actual}, it should hold {entry} {np.dtype(dtype)}")
-    return len(faults.lines) == before
-
-
 def leaks(clips: Sequence[CachedClip], num_frames: Sequence[int]) -> Iterator[str]:
     """Messages about clips that lie in the cache twice, and clips that share frames.
 
     Args:
-        clips: All clips of a cache.
         num_frames: Number of frames of each shard.
     """
     splits, stops = defaultdict(list), defaultdict(int)
@@ -278,8 +261,8 @@ def leaks(clips: Sequence[CachedClip], num_frames: Sequence[int]) -> Iterator[st
 
 
 def of_shard(shard: Shard) -> Iterator[tuple[str, str]]:
-    """(file, fault) pairs of a shard whose arrays have the types and shapes of its header."""
-    misfits = [*_ranges(shard)] or [*_shapes(shard)]
+    """(file, fault) pairs of a shard whose files are those that its header names."""
+    misfits = [*_ranges(shard)] or [*_misfits(shard)]
     yield from misfits or _clocks(shard)
     if not misfits and shard.storage == "jpeg":
         offsets = np.load(shard.folder / "offsets.npy", allow_pickle=False)
@@ -304,25 +287,31 @@ def _ranges(shard: Shard) -> Iterator[tuple[str, str]]:
             yield HEADER_FILE, problem
 
 
-def _shapes(shard: Shard) -> Iterator[tuple[str, str]]:
+def _misfits(shard: Shard) -> Iterator[tuple[str, str]]:
     grid, (width, height) = shard.header["grid"], shard.header["tile"]
-    num_cameras = len(set(grid["cells"]) - {None})
-    frames = [shard.num_frames, grid["rows"] * height, grid["cols"] * width, 3]
-    expected = {
+    num_frames, num_cameras = shard.num_frames, len(set(grid["cells"]) - {None})
+    frames = [num_frames, grid["rows"] * height, grid["cols"] * width, 3]
+    shapes = {
         "frames": frames,
-        "crc32": [shard.num_frames],
-        "prints": [shard.num_frames, 2, prints.num_words(num_cameras)],
-        "offsets": [shard.num_frames + 1],
-        "timestamps": [shard.num_frames, num_cameras],
-        "egomotion": [shard.num_frames, len(EGOMOTION_COLUMNS)],
+        "crc32": [num_frames],
+        "prints": [num_frames, 2, prints.num_words(num_cameras)],
+        "offsets": [num_frames + 1],
+        "timestamps": [num_frames, num_cameras],
+        "egomotion": [num_frames, len(EGOMOTION_COLUMNS)],
+        "track": [None, len(TRACK_COLUMNS)],
+        "obstacles": [None, len(shard.header.get("obstacle_columns", ()))],
     }
-    columns = {"track": TRACK_COLUMNS, "obstacles": shard.header.get("obstacle_columns", ())}
-    for name, entry in shard.header["arrays"].items():
-        shape = expected.get(name, entry["shape"])
-        if name in columns:
-            shape = [entry["shape"][0], len(columns[name])]
-        if entry["shape"] != shape:
-            yield f"{name}.npy", f"is {entry['shape']}, it should be {shape}"
+    for name, dtype in arrays_in(shard.header).items():
+        entry = shard.header["arrays"][name]["shape"]
+        expected = [n or entry[0] for n in shapes[name]] if name in shapes else entry
+        try:
+            array = np.load(shard.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # NumPy's parser lets many kinds through
+            yield f"{name}.npy", f"is no .npy file: {error}"
+            continue
+        if array.dtype != np.dtype(dtype) or not list(array.shape) == entry == expected:
+            actual = f"holds {list(array.shape)} {array.dtype}"
+            yield f"{name}.npy", f"{actual}, it should hold {expected} {np.dtype(dtype)}"
     if (entry := shard.header.get("frames_shape", frames)) != frames:
         yield HEADER_FILE, f"frames are {entry}, by grid and tile {frames}"
 

@@ -47,7 +47,6 @@ class Truth:
 
     Attributes:
         duration_s: Last wanted time minus the first.
-        path_m: Length of the path driven.
         chord_m: Straight distance from the first position to the last.
         speed_mps: Path over duration.
         future: The next 6.4 s, relative to the last frame; None without a horizon.
@@ -107,8 +106,6 @@ class Windows(Sequence[Window]):
     """The windows of a cache, clip by clip; no window extends over two clips.
 
     Args:
-        cache: An open cache.
-        sequence_length: Frames in a window.
         stride: Frames from one window's start to the next one's.
         split: Only the clips of this split; None takes all.
         horizon_s: Leave out windows after whose last frame the clip's ego motion ends earlier than
@@ -295,7 +292,7 @@ def _neighbours(offsets: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _need_obstacles(cache: Cache) -> None:
-    if not cache.has_obstacles:
+    if "obstacle_columns" not in cache.header:
         raise AvomniError(
             "the cache was built without other road users",
             where=str(cache.folder),

@@ -3,7 +3,7 @@
 Signals are computed from the poses, and labels from the signals. A label begins at one threshold
 and ends at a lower one, so that a signal that fluctuates around a threshold does not toggle it. If
 the signal is between the two at the start, the label has not begun. The thresholds are our own
-choice and not fitted to data; use others where better ones are known.
+choice and not fitted to data.
 
 Longitudinal, the first that applies:
 
@@ -132,7 +132,7 @@ def signals(after: Trajectory) -> Signals:
     return Signals(t_s, step_value @ speed, step_slope @ speed, value @ yaw, value @ offset)
 
 
-def decide(after: Trajectory, thresholds: Thresholds = THRESHOLDS) -> Manoeuvre:
+def decide(after: Trajectory) -> Manoeuvre:
     """The manoeuvre of the 3 s after a moment.
 
     Args:
@@ -141,7 +141,7 @@ def decide(after: Trajectory, thresholds: Thresholds = THRESHOLDS) -> Manoeuvre:
     Raises:
         ValueError: it is shorter than 3 s.
     """
-    seen, at = signals(after), thresholds
+    seen, at = signals(after), THRESHOLDS
     across = "straight"
     if levels(seen.heading_rad, at.u_turn_rad, at.u_turn_end_rad)[-1]:
         across = "u-turn"

@@ -31,7 +31,6 @@ class Recipe:
         setup: The grid as in `vision.cameras`: a preset's name or rows of cameras.
         tile: (width, height) px of one camera.
         fit: `letterbox`, `crop` or `stretch`.
-        sample_hz: Sampled frames per second.
         horizon_s: Seconds of ego motion kept after the last frame.
         decoder: `pyav` or `decord`.
         obstacles: Whether other road users and events are kept.

@@ -24,7 +24,6 @@ class Other:
         x_m, y_m: Centre of its box.
         vx_mps, vy_mps: Velocity over the ground.
         yaw_rad: Heading relative to our car's.
-        length_m, width_m: Size of its box.
     """
 
     label: str
@@ -61,7 +60,6 @@ def others(now_us: int, now: np.ndarray, rows: np.ndarray) -> tuple[Other, ...]:
     their velocity is not known.
 
     Args:
-        now_us: The moment.
         now: (11,) its row of the cache's `egomotion`.
         rows: (K, 10) the clip's rows of `obstacles`.
     """
@@ -83,18 +81,9 @@ def others(now_us: int, now: np.ndarray, rows: np.ndarray) -> tuple[Other, ...]:
         place = to_rig.apply(last[X : X + 3] + velocity * age_s - now[:3])
         over_ground = to_rig.apply(velocity)
         turn = last[YAW] - heading
-        road_users.append(
-            Other(
-                LABELS[int(last[LABEL])],
-                float(place[0]),
-                float(place[1]),
-                float(over_ground[0]),
-                float(over_ground[1]),
-                float(np.arctan2(np.sin(turn), np.cos(turn))),
-                float(last[LENGTH]),
-                float(last[LENGTH + 1]),
-            )
-        )
+        yaw = np.arctan2(np.sin(turn), np.cos(turn))
+        numbers = (*place[:2], *over_ground[:2], yaw, *last[LENGTH : LENGTH + 2])
+        road_users.append(Other(LABELS[int(last[LABEL])], *map(float, numbers)))
     return tuple(sorted(road_users, key=lambda other: (np.hypot(other.x_m, other.y_m), other.x_m)))
 
 

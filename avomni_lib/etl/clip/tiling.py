@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avomni_lib.dataset.cameras import Grid
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, pick
 
 Size = tuple[int, int]
 FITS = ("letterbox", "crop", "stretch")
@@ -71,10 +71,7 @@ def fit_tile(picture: Size, tile: Size, fit: str) -> Placement:
         raise AvomniError(f"a picture of {picture} px does not fit a tile of {tile} px")
     if fit == "stretch":
         return Placement(tile, tile, (0, 0), (0, 0), tile)
-    if fit not in FITS:
-        raise AvomniError(
-            f"unknown fit {fit!r}", where="processing.fit", fix=f"choose one of {', '.join(FITS)}"
-        )
+    pick(dict.fromkeys(FITS), fit, "fit", "processing.fit")
     scales = (tile[0] / picture[0], tile[1] / picture[1])
     scale = min(scales) if fit == "letterbox" else max(scales)
     resized = tuple(max(round(side * scale), 1) for side in picture)

@@ -41,7 +41,6 @@ def past(now_us: int, now: np.ndarray, track: np.ndarray) -> Trajectory:
     Nothing later than the moment is used, not even to interpolate.
 
     Args:
-        now_us: The moment.
         now: (11,) its row of the cache's `egomotion`.
         track: (N, 9) rows of the cache's `track`.
     """
@@ -54,11 +53,7 @@ def past(now_us: int, now: np.ndarray, track: np.ndarray) -> Trajectory:
 
 
 def future(now_us: int, now: np.ndarray, track: np.ndarray) -> Trajectory | None:
-    """The `FUTURE_STEPS` poses after a moment, or None if the track ends before the last.
-
-    Args:
-        now_us, now, track: As in `past`.
-    """
+    """The `FUTURE_STEPS` poses after a moment, or None if the track ends before the last."""
     track = track[track[:, 0] > now_us]
     if not len(track) or not covers(now_us, float(track[-1, 0])):
         return None

@@ -134,7 +134,6 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
     clips.
 
     Args:
-        progress: A bar over the clips to read.
         hub: Source of the chunks with `download.evict_raw`; not used otherwise.
 
     Raises:
@@ -306,7 +305,6 @@ class ReadingPass:
     Args:
         to_read: Chunk -> its clips to read.
         prefetch: Tells which chunks are there and whether there is room.
-        common: The header fields of all shards.
         reasons: clip_id -> why it is damaged; extended in place.
 
     Attributes:

@@ -91,15 +91,14 @@ def most_seconds(p: Params, clip: Clip | None = None) -> float:
     return forecast.clip_seconds(p, clip) + FRAMES_MORE / p.processing.sample_hz
 
 
-def fullest(loads: Sequence[Load], raw: int = 0, cache: int = 0) -> list[tuple[int, int]]:
+def fullest(loads: Sequence[Load], raw: int = 0) -> list[tuple[int, int]]:
     """Maximum (raw, cache) bytes on the disk during each chunk, processed in this order.
 
     Args:
         raw: Bytes of metadata, which stay.
-        cache: Bytes of complete shards.
     """
     raw += sum(load.here for load in loads)
-    moments = []
+    cache, moments = 0, []
     for load in loads:
         raw -= load.here
         moments.append((raw + load.raw, cache + load.cache))

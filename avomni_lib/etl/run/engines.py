@@ -45,22 +45,20 @@ def run(
     p: Params,
     function: Callable[[Job], JobOutcome],
     jobs: Iterable[Job | Wait],
-    num_workers: int | None = None,
 ) -> Iterator[tuple[Job, JobOutcome]]:
     """Run jobs on the engine of the parameters; yields (job, outcome) in order of completion.
 
+    Jobs run at once: processing.num_workers, or else one per core of this machine or per CPU of the
+    cluster.
+
     A lost job (its worker died twice, or it exceeded `processing.clip_timeout_s`) has an outcome
     too, which states the reason.
-
-    Args:
-        num_workers: Concurrent jobs; None is processing.num_workers, or else one per core of this
-            machine or per CPU of the cluster.
 
     Raises:
         AvomniError: Ray is not installed or its cluster does not respond; the assembly of a shard
             was lost; or a job raised it.
     """
-    wanted, limit_s = num_workers or p.processing.num_workers, p.processing.clip_timeout_s
+    wanted, limit_s = p.processing.num_workers, p.processing.clip_timeout_s
     if p.processing.engine == "ray":
         executor: Executor[Job, JobOutcome] = RayExecutor(function, wanted, limit_s)
         yield from run_on(executor, jobs, lost=_lost)  # enforces the limit itself

@@ -113,13 +113,12 @@ def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG
     return math.ceil(math.ceil(seconds * processing.sample_hz) * (frame + row) + track + others)
 
 
-def cache_bytes(p: Params, num_clips: int, seconds: float, clips_a_chunk: int | None = None) -> int:
+def cache_bytes(p: Params, num_clips: int, seconds: float) -> int:
     """Peak bytes of a cache of this many clips: all shards, and the parts of the last one.
 
     An upper bound: JPEGs are assumed to be of their maximum size.
     """
-    if clips_a_chunk is None:
-        clips_a_chunk = p.rendered.clips_per_chunk if p.rendered else CLIPS_A_CHUNK
+    clips_a_chunk = p.rendered.clips_per_chunk if p.rendered else CLIPS_A_CHUNK
     bytes_per_clip = clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
     return (num_clips + min(num_clips, clips_a_chunk)) * bytes_per_clip
 

@@ -103,7 +103,6 @@ class ChunkWork:
     Args:
         clips: clip_id, split and chunk of each clip, in the order of the catalog.
         key: A hash of everything that the shard's bytes depend on.
-        raw: The chunk's raw files.
     """
 
     def __init__(

@@ -36,7 +36,6 @@ class Prefetch:
     """Hands out chunks whose raw files are complete; a context manager for use by one thread.
 
     Args:
-        works: All chunks of the run.
         to_read: Chunk -> its clips that must be read.
         hub: Source of the chunks; only needed if raw files are missing.
 
@@ -267,7 +266,6 @@ class ChunkFetch:
 
     Attributes:
         num_bytes: Bytes fetched so far.
-        error: The exception that stopped it, if any.
     """
 
     def __init__(

@@ -58,7 +58,6 @@ def frame_indices(
     Args:
         timestamps_us: (N,) int64 µs, N ≥ 1, strictly increasing (`checks.clock`).
         wanted_us: (T,) int64 µs, in any order, between the first and the last timestamp.
-        where: The file, for messages.
 
     Raises:
         AvomniError: a wanted time lies outside this range.

@@ -48,7 +48,6 @@ class Stream:
         content: All bytes of the file, or its time range in a file of many clips.
         codec: PyAV's decoder of the stream, single-threaded, set to fail on errors.
         packets: In decode order; `scan.pts` has their times.
-        scan: The scan of the packets.
         pts: (N,) int64 times of the frames in presentation order; row i of the data set's
             timestamps is `pts[i]`. Packets hidden by an edit list are left out.
     """

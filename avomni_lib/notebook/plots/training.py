@@ -14,7 +14,7 @@ from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import figure_in_words
 
 if TYPE_CHECKING:
-    from avomni_lib.evaluation.before_after import ComparedWindow
+    from avomni_lib.evaluation.answer import ComparedWindow
 
 MEASURED = ["step", "loss", "seconds", "data_wait_s", "samples_per_s", "tokens_per_s", "memory_gb"]
 ANSWER_LINES, ANSWER_CHARS = 7, 46

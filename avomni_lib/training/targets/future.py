@@ -26,6 +26,14 @@ _NUMBER = (
 )
 PATTERN = rf"Waypoints:(?: \({_NUMBER},{_NUMBER}\)){{{NUM_WAYPOINTS}}}"
 _STRICT = re.compile(PATTERN)
+# (64, 16): weight of each waypoint in each step of 0.1 s.
+_WEIGHTS = np.stack(
+    [
+        np.interp(np.arange(1, FUTURE_STEPS + 1), STEPS_APART * np.arange(NUM_WAYPOINTS + 1), one)
+        for one in np.eye(NUM_WAYPOINTS + 1)[1:]
+    ],
+    axis=1,
+)
 _ANY_NUMBER = r"([+-]?[0-9]{1,4}(?:\.[0-9]{1,9})?)\s*m?"
 # Pairs in any brackets; a truncated pair has no closing one.
 _PAIR = re.compile(rf"[(\[]\s*{_ANY_NUMBER}\s*[,;]\s*{_ANY_NUMBER}\s*[)\]]", re.IGNORECASE)
@@ -71,18 +79,15 @@ def error(predicted: Content, true: Content) -> float:
 
 
 def at_10hz(waypoints_m: tuple[tuple[float, float], ...] | np.ndarray) -> np.ndarray:
-    """(64, 2) float64: the path every 0.1 s, from 0.1 to 6.4 s.
+    """(…, 64, 2) float64: the path every 0.1 s, from 0.1 to 6.4 s.
 
     Linear interpolation between the waypoints, starting from (0, 0) at the last frame. All figures
     of the future use it, so that they can be reproduced without knowing a smoother curve.
 
     Args:
-        waypoints_m: (16, 2), 0.4 to 6.4 s.
+        waypoints_m: (…, 16, 2), 0.4 to 6.4 s.
     """
-    knots = np.vstack([np.zeros((1, 2)), np.asarray(waypoints_m, dtype=np.float64)])
-    steps = np.arange(1, FUTURE_STEPS + 1)
-    at = np.arange(len(knots)) * STEPS_APART
-    return np.stack([np.interp(steps, at, column) for column in knots.T], axis=1)
+    return _WEIGHTS @ np.asarray(waypoints_m, dtype=np.float64)
 
 
 def _content(pairs: list[tuple[str, str]]) -> Content:
