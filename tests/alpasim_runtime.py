@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from avomni_lib.dataset import cameras
-from avomni_lib.driving.alpasim.messages import SERVICE, pb
+from avomni_lib.driving.alpasim import egodriver_pb2 as pb
 
+SERVICE = pb.DESCRIPTOR.services_by_name["EgodriverService"]
 START_US = 5_000_000
 STEP_US = 100_000
 SIZE = (128, 72)

@@ -27,7 +27,7 @@ from avomni_lib.params import Params
 try:
     import grpc
 
-    from avomni_lib.driving.alpasim.messages import SERVICE, pb
+    from avomni_lib.driving.alpasim import egodriver_pb2
 except ImportError as _error:
     raise AvomniError(
         f"the driver for AlpaSim needs grpcio and protobuf ({_error})",
@@ -36,6 +36,8 @@ except ImportError as _error:
     ) from None
 
 log = logging.getLogger(__name__)
+pb: Any = egodriver_pb2  # its classes are created at import
+SERVICE = pb.DESCRIPTOR.services_by_name["EgodriverService"]
 API = (0, 55, 0)  # version of alpasim_grpc; the simulator records it and compares drivers by it
 THREADS = 32
 LARGEST_BYTES = 64 * 2**20  # limit of a message; a PNG of 8 megapixels has about 20 MB
