@@ -5,7 +5,6 @@ import ctypes
 import multiprocessing
 import os
 import struct
-import time
 
 import pytest
 
@@ -17,6 +16,7 @@ from avomni_lib.plan import gigabytes
 from avomni_lib.training.fit import job, trainer
 from avomni_lib.training.model import adapter, load
 from tests import cached_training, published_set
+from tests.killed_training import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +115,6 @@ def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(publi
     assert trained.record["training"]["learning_rate"] == 2e-3
     assert job.running(p) is None and len({first, second, os.getpid()}) == 3
     assert not (p.run_dir / "adapter_blind").exists()
-
-
-def wait_for(condition, seconds=300):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
