@@ -18,7 +18,7 @@ applies to transformers and PEFT; savings of Unsloth's layers are not considered
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -139,13 +139,15 @@ def size_of(p: Params) -> ModelSize | None:
     if config.get("model_type") not in kind.model_types:
         raise refuse_other_model(kind, config.get("model_type"))
     try:
-        return kind.size(config)
+        size = kind.size(config)
     except KeyError as error:
         raise AvomniError(
             f"the config of the base model does not say {error.args[0]!r}",
             where=str(path),
             fix="save the checkpoint again with transformers",
         ) from None
+    stored = (config.get("quantization_config") or {}).get("load_in_4bit")
+    return replace(size, stored_4bit=bool(stored))
 
 
 def lora_targets(p: Params) -> tuple[str, ...]:
@@ -260,7 +262,6 @@ def _moments(p: Params, language: Language) -> int:
 
 
 def _frame(p: Params) -> int:
-    """Bytes of one frame of the cache."""
     height, width = grid_size(p)
     return height * width * 3
 

@@ -259,7 +259,6 @@ def check_frames(frames: torch.Tensor) -> None:
 
 
 def refuse_other_model(kind: type[Backbone], model_type: Any) -> AvomniError:
-    """The error for a base model of another family."""
     return AvomniError(
         f"the base model is a {model_type!r}, not a {' or '.join(map(repr, kind.model_types))}",
         where="model.base_model",

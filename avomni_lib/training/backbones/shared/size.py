@@ -5,10 +5,9 @@ Works for all backbones and without torch. Numbers of weights, not bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,6 @@ class Vision:
     rotates: bool = True
     kept_layers: int = 0
     held_layers: int = 0
-
-
-def is_stored_4bit(config: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint of a `config.json` holds 4-bit weights already."""
-    return bool((config.get("quantization_config") or {}).get("load_in_4bit"))
 
 
 @dataclass(frozen=True)
