@@ -135,15 +135,5 @@ def test_a_conversation_with_history_is_tokenised_as_a_whole(p):
     learned = samples.sample_of(3, windows, talk)
     assert learned.input_ids.tolist()[: len(sample)] == sample.input_ids.tolist()
     assert (learned.labels[: len(sample)] == -100).all()
-
-
-def test_without_ego_history_nothing_is_told(p):
-    from transformers import AutoTokenizer
-
-    from avomni_lib.training.backbones import backbone
-    from avomni_world.tiny_base import make
-
-    words = AutoTokenizer.from_pretrained(make.folder())
-    windows = windows_of(Cache.open(p.cache_dir), "test", target("summary_v1"))
-    talk = samples.conversation_of(p, words, backbone("qwen3_vl"))
-    assert {samples.history_of(i, windows, talk) for i in range(len(windows))} == {""}
+    without = samples.conversation_of(p, words, backbone("qwen3_vl"))
+    assert {samples.history_of(i, windows, without) for i in range(len(windows))} == {""}

@@ -336,7 +336,6 @@ def load_weights(tuned: Any, checkpoint: Path) -> None:
 
 
 def trainable_parameters(model: Any) -> int:
-    """Number of trainable parameters."""
     return sum(param.numel() for param in model.parameters() if param.requires_grad)
 
 
