@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -9,12 +10,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Loaded once by the server that the processes are forked from.
 from avomni_lib.training.fit import sft, worker  # noqa: F401
 from tests import families, training_set
 
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["tests.killed_training", "bitsandbytes", "transformers.models.qwen3_vl.modeling_qwen3_vl"]
+)
 NUM_WINDOWS = 24
 NUM_HELD_OUT = 5
+
+
+def exit_code(target: Callable, *arguments: object) -> int | None:
+    """Of a process that calls `target`, forked from one that has loaded what takes seconds."""
+    process = CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    process.join(timeout=300)
+    return process.exitcode
 
 
 def die_at_event(event: str, part: str, times: int) -> None:

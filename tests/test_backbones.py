@@ -3,7 +3,6 @@
 Qwen3-VL's own tests go further; here stands what any family has to hold.
 """
 
-import multiprocessing
 import re
 import shlex
 import shutil
@@ -149,15 +148,10 @@ def test_4_bit_holds_the_language_models_layers_alone(family, base_folder, tmp_p
 
 def test_killed_it_ends_with_the_same_bytes(family, base_folder, trained, tmp_path):
     _, expected = trained
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.killed_training"])
     death = ("os.rename", "partial/checkpoint-4", 1)
-    process = context.Process(
-        target=killed_training.train_family, args=(family.name, tmp_path, base_folder, death)
-    )
-    process.start()
-    process.join(timeout=120)
-    assert process.exitcode == -signal.SIGKILL
+    arguments = family.name, tmp_path, base_folder, death
+    killed = killed_training.exit_code(killed_training.train_family, *arguments)
+    assert killed == -signal.SIGKILL
     p = family.params(tmp_path, base_folder)
     outcome = worker.work(p, windows=family.windows(killed_training.NUM_WINDOWS))
     assert outcome.figures["resumed_from_step"] == 2

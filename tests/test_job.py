@@ -45,19 +45,12 @@ def undisturbed(made):
 @pytest.fixture
 def p(made, undisturbed, tmp_path) -> Params:
     """The same run with nothing trained yet, in a folder of its own."""
-    own = made.model_copy(
-        update={"run": made.run.model_copy(update={"outputs_dir": str(tmp_path)})}
-    )
-    shutil.copytree(made.cache_dir, own.cache_dir)
+    own = cached_training.moved(made, tmp_path)
     yield own
     about = job.running(own)
     if about:
         with contextlib.suppress(ProcessLookupError):
             os.kill(about["pid"], signal.SIGKILL)
-
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.killed_training"])
 
 
 @contextlib.contextmanager
@@ -67,7 +60,7 @@ def forked(p):
     files.write_json(path, p.values())
     for left in (job.JOB_FILE, job.OUTCOME_FILE):
         (p.checkpoints_dir / left).unlink(missing_ok=True)
-    process = CONTEXT.Process(target=killed_training.main, args=(path,))
+    process = killed_training.CONTEXT.Process(target=killed_training.main, args=(path,))
     process.start()
     wait_for(lambda: (p.checkpoints_dir / job.JOB_FILE).exists())
     try:

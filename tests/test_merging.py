@@ -1,7 +1,5 @@
 """The merged model says what base model and adapter said, whoever loads it."""
 
-import multiprocessing
-import os
 import re
 import resource
 import shutil
@@ -27,7 +25,7 @@ from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export import merge
 from avomni_lib.training.fit import checkpoints
 from avomni_lib.training.model import adapter, load
-from tests import training_set
+from tests import killed_training, training_set
 from tests.training_set import apart, make_adapter
 
 WINDOWS = (0, 3, 7, 12)
@@ -257,29 +255,15 @@ def merge_and_die(outputs: Path, base: Path, death: tuple[str, str] | None, limi
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if death is not None:
-        event, part = death
-
-        def watch(name: str, values: tuple) -> None:
-            if name == event and part in "|".join(map(str, values)):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
+        killed_training.die_at_event(*death, 1)
     try:
         merge.merge(training_set.params(outputs, base))
     except AvomniError as error:
         sys.exit(3 if "cannot write" in str(error) else 4)
 
 
-HEAVY = ("peft", "bitsandbytes", "transformers.models.qwen3_vl.modeling_qwen3_vl")
-
-
-def in_a_process(*args) -> int:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_merging", *HEAVY])
-    process = context.Process(target=merge_and_die, args=args)
-    process.start()
-    process.join(timeout=120)
-    return process.exitcode
+def exit_code(p, base, death=None, limit=None):
+    return killed_training.exit_code(merge_and_die, p.run_dir.parent, base, death, limit)
 
 
 DEATHS = [
@@ -294,23 +278,21 @@ def test_killed_anywhere_it_leaves_no_half_model_and_the_same_call_makes_a_whole
     p, merged, base_folder
 ):
     for death in DEATHS:
-        assert in_a_process(p.run_dir.parent, base_folder, death, None) == -signal.SIGKILL, death
+        assert exit_code(p, base_folder, death) == -signal.SIGKILL, death
         assert not (p.run_dir / "merged").exists()
     folder = merge.merge(p)
     for path in merged["bfloat16"].iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
     # While one is replaced there is the old one, or both aside; the next call clears up.
-    assert (
-        in_a_process(p.run_dir.parent, base_folder, ("os.rename", ".merged.unfinished"), None)
-        == -signal.SIGKILL
-    )
+    death = ("os.rename", ".merged.unfinished")
+    assert exit_code(p, base_folder, death) == -signal.SIGKILL
     merge.merge(p)
     assert left(p) == [".merged.lock", "adapter", "merged"]
 
 
 def test_a_full_disk_leaves_nothing(p, base_folder):
     # The weights are 0.5 MB.
-    assert in_a_process(p.run_dir.parent, base_folder, None, 100_000) == 3
+    assert exit_code(p, base_folder, limit=100_000) == 3
     assert left(p) == [".merged.lock", "adapter"]
 
 

@@ -91,11 +91,7 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
 
 
 def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(published_run, tmp_path):
-    own = published_run.run.model_copy(update={"outputs_dir": str(tmp_path)})
-    p = published_run.model_copy(update={"run": own})
-    p.run_dir.mkdir(parents=True)
-    for made in (p.cache_dir.name, "split.json"):
-        (p.run_dir / made).symlink_to(published_run.run_dir / made)
+    p = cached_training.moved(published_run, tmp_path)
     notebook = multiprocessing.get_context("spawn").Process(target=trainer.plan, args=(p,))
     notebook.start()
     wait_for(lambda: (p.checkpoints_dir / job.PROBE_FILE).exists())

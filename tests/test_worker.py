@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import shutil
 import signal
 import threading
@@ -89,14 +88,10 @@ def test_the_optimizers_state_is_in_8_bit(straight):
 
 def test_killed_anywhere_it_ends_with_the_same_bytes(straight, base_folder, tmp_path):
     _, expected = straight
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.killed_training"])
     starts = []
     for death in DEATHS:
-        process = context.Process(target=killed_training.train, args=(tmp_path, base_folder, death))
-        process.start()
-        process.join(timeout=120)
-        assert process.exitcode == -signal.SIGKILL, f"it was not killed at {death}"
+        killed = killed_training.exit_code(killed_training.train, tmp_path, base_folder, death)
+        assert killed == -signal.SIGKILL, f"it was not killed at {death}"
         found = sorted(path.name for path in tmp_path.glob("test/checkpoints/*/checkpoint-*"))
         starts.append(found)
         assert not adapter.adapter_dir(training_set.params(tmp_path, base_folder)).exists()
