@@ -201,7 +201,7 @@ def test_as_many_bytes_of_tensors_live_at_once_as_estimated(
     # PEFT asks about a GPU's autocast, and would convert to float32 beside a CPU's.
     asked = torch.is_autocast_enabled
     if dtype == torch.bfloat16:
-        monkeypatch.setattr(layers, "_normalise", as_a_gpu_normalises)
+        monkeypatch.setitem(layers.FUSED, "Qwen3VLTextRMSNorm", as_a_gpu_normalises)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: asked(*(of or ("cpu",))))
     videos = [Video(tuple(range(size[0])), *size[1:])]
     built = Built("params/mi300x.yaml", QWEN, videos, num_words, checkpointing, dtype)

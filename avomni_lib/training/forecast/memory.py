@@ -233,7 +233,6 @@ def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, in
         patches += batch * len(samples.past_of(p)) * _frame(p)
     embedded = batch * tokens.total * b * size.language.hidden
     kept = tower.kept_layers * num_tokens * b * tower.out
-    held = tower.held_layers * num_patches * b * wide
     # The norms' outputs are float32 under autocast.
     block = (2 * b + FLOAT32) * wide
     # q, k and v, the output and its reshaped copy. Or the MLP.
@@ -246,7 +245,7 @@ def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, in
         copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
         attention = max(3 * b * wide + copies + 4 * FLOAT32 * wide, 9 * b * wide)
     block += max(attention, 2 * b * tower.intermediate)
-    vision = b * values + embedded + kept + held + num_patches * block
+    vision = b * values + embedded + kept + num_patches * block
     return patches, vision, b * values + embedded + kept + num_tokens * b * tower.out
 
 

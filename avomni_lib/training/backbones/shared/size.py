@@ -100,7 +100,6 @@ class Vision:
             are kept until the language model has run.
         rotates: Whether it has rotary positions, for which queries and keys are float32; otherwise
             learned positions are added once.
-        held_layers: Number of layers whose outputs (as patches) the tower holds at once.
     """
 
     hidden: int
@@ -113,7 +112,6 @@ class Vision:
     values_per_patch: int
     rotates: bool = True
     kept_layers: int = 0
-    held_layers: int = 0
 
 
 @dataclass(frozen=True)
