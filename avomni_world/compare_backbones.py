@@ -340,12 +340,13 @@ def learn(
     import torch
     from torch.nn import functional
 
+    from avomni_lib.training.prompt.conversation import padded
     from avomni_world.tiny_base.lessons import SPEED_MEAN, SPEED_SCALE, relight, take_step
 
     rng = np.random.default_rng(comparison.seed)
     head = torch.nn.Linear(model.config.text_config.hidden_size, 1)
     weights = [*model.parameters(), *head.parameters()]
-    places = np.flatnonzero(talk.prompt().mm_token_type_ids)
+    places = np.flatnonzero(talk.prompt().input_ids == talk.vision_id)
     pictures = _cut(talk.prompt(), places[-1] + 1)
     if talk.backbone.frames_per_patch == 1:
         places = places[len(places) // 2 :]
@@ -361,7 +362,7 @@ def learn(
                 speeds.append((drive.path_m[first + apart] - drive.path_m[first]) * SAMPLE_HZ)
                 answer = TARGET.render(TargetValues(speeds[-1]))
                 samples.append(talk.sample(answer) if answers else pictures)
-            batch = _batch(talk, samples)
+            batch = padded(samples, talk.tokenizer.pad_token_id)
             batch |= talk.inputs(torch.from_numpy(relight(np.stack(frames), rng, noise=4.0)))
             batch |= {} if answers else {"labels": None, "logits_to_keep": 1}
             out = model(**batch, output_hidden_states=True)
@@ -386,19 +387,8 @@ def _cut(sample: Any, length: int) -> Any:
         sample,
         input_ids=sample.input_ids[:length],
         labels=sample.labels[:length],
-        mm_token_type_ids=sample.mm_token_type_ids[:length],
         positions=sample.positions[..., :length],
     )
-
-
-def _batch(talk: Any, samples: Sequence[Any]) -> dict[str, Any]:
-    """The model's inputs besides the pictures."""
-    from avomni_lib.training.prompt.conversation import collate
-
-    batch = collate(samples, talk.tokenizer.pad_token_id)
-    if not talk.backbone.takes_token_types:
-        del batch["mm_token_type_ids"]
-    return batch
 
 
 def _errors(model: Any, talk: Any, drives: RecordedDrives) -> tuple[float, float]:

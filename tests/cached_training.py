@@ -23,3 +23,13 @@ def make(folder: Path, **changes: dict) -> Params:
     download.fetch(p, None)
     build.build(p)
     return p
+
+
+def moved(p: Params, outputs: Path, **training: object) -> Params:
+    """The same run with nothing trained yet, in a folder of its own; `training` are other keys."""
+    run = p.run.model_copy(update={"outputs_dir": str(outputs)})
+    own = p.model_copy(update={"run": run, "training": p.training.model_copy(update=training)})
+    own.run_dir.mkdir(parents=True)
+    for made in (p.cache_dir.name, "split.json"):
+        (own.run_dir / made).symlink_to(p.run_dir / made)
+    return own

@@ -3,7 +3,6 @@
 Qwen3-VL's own tests go further; here stands what any family has to hold.
 """
 
-import multiprocessing
 import re
 import shlex
 import shutil
@@ -24,11 +23,11 @@ from avomni_lib.training.fit import worker
 from avomni_lib.training.forecast.memory import memory, size_of
 from avomni_lib.training.model import adapter, load
 from avomni_lib.training.model.generate import generate_texts
-from avomni_lib.training.prompt.conversation import collate
 from avomni_lib.training.prompt.tokens import tokens_per_sample
-from tests import changed_params, killed_training
+from tests import changed_params, killed_training, training_set
 from tests.families import FAMILIES
 from tests.test_merging import TOLERANCE
+from tests.training_set import apart
 
 INDICES = (0, 3, 7)
 WEIGHTS = "adapter_model.safetensors"
@@ -68,19 +67,43 @@ def frames_of(family, indices=INDICES):
 
 
 def logits(family, model):
-    talk, windows = family.conversation(), family.windows(24)
-    samples = [talk.sample(talk.target.render(windows.truth(index))) for index in INDICES]
-    batch = collate(samples, talk.tokenizer.pad_token_id)
-    batch |= talk.inputs(torch.from_numpy(frames_of(family)))
-    for name in ("labels", *(["mm_token_type_ids"] if not talk.backbone.takes_token_types else [])):
-        del batch[name]
-    with torch.inference_mode():
-        return model(**batch).logits[batch["attention_mask"].bool()]
+    return training_set.logits(model, family.conversation(), family.windows(24), INDICES)
 
 
-def apart(left, right):
-    """Their difference, rms, in units of the right one's spread."""
-    return float((left - right).pow(2).mean().sqrt() / right.std())
+@pytest.mark.parametrize("fuse", [True, False])
+def test_what_is_prepared_is_the_same_function_of_the_same_weights(family, fuse):
+    config = family.make_config(family.tokenizer())
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    before, names = logits(family, model), list(model.state_dict())
+    family.kind().prepare(model, fuse)
+    torch.testing.assert_close(logits(family, model), before)
+    assert list(model.state_dict()) == names
+
+
+def test_every_norm_of_width_and_each_attention_of_qwens_tower_is_fused(family):
+    """A CPU has no such kernel and takes transformers' own; the formulas are compared here."""
+    config = family.make_config(family.tokenizer())
+    model = AutoModelForImageTextToText.from_config(config)
+    norm = model.model.language_model.norm
+    norm.weight.data.uniform_(-0.5, 1)
+    hidden = torch.randn(3, 5, norm.weight.shape[0]) * 7
+    before = norm(hidden)
+    family.kind().prepare(model)
+    # The norm of the gated delta rule has a kernel of its own.
+    language = model.model.language_model.modules()
+    norms = [each for each in language if type(each).__name__.endswith("RMSNorm")]
+    towers = [each for each in model.modules() if "Qwen" in type(each).__name__]
+    towers = [each for each in towers if "VisionAttention" in type(each).__name__]
+    assert len(norms) >= 2 * 2 + 1 and len(towers) in (0, 2)
+    assert all("forward" in vars(each) for each in norms + towers)
+    assert torch.equal(norm(hidden), before)
+    fused = torch.nn.functional.rms_norm
+    if type(norm).__name__ == "Qwen3_5RMSNorm":
+        scaled = fused(hidden, norm.weight.shape, None, norm.eps)
+        expected = torch.addcmul(scaled, scaled, norm.weight)
+    else:
+        expected = fused(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    torch.testing.assert_close(expected, before)
 
 
 def test_training_lowers_the_loss(family, trained):
@@ -125,15 +148,10 @@ def test_4_bit_holds_the_language_models_layers_alone(family, base_folder, tmp_p
 
 def test_killed_it_ends_with_the_same_bytes(family, base_folder, trained, tmp_path):
     _, expected = trained
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.killed_training"])
     death = ("os.rename", "partial/checkpoint-4", 1)
-    process = context.Process(
-        target=killed_training.train_family, args=(family.name, tmp_path, base_folder, death)
-    )
-    process.start()
-    process.join(timeout=120)
-    assert process.exitcode == -signal.SIGKILL
+    arguments = family.name, tmp_path, base_folder, death
+    killed = killed_training.exit_code(killed_training.train_family, *arguments)
+    assert killed == -signal.SIGKILL
     p = family.params(tmp_path, base_folder)
     outcome = worker.work(p, windows=family.windows(killed_training.NUM_WINDOWS))
     assert outcome.figures["resumed_from_step"] == 2

@@ -215,9 +215,9 @@ def test_the_snippet_loads_the_base_as_it_was_trained(tmp_path):
 def test_commands_take_the_folder_and_room_for_the_rank(tmp_path):
     for rank, room in ((64, 64), (12, 16), (100, 128), (512, 512)):
         record = record_of(tmp_path, model={"lora_rank": rank, "max_seq_length": 4096})
-        (serve,) = commands(record, folder="/run/my adapter", base="/a base")["vllm"]
+        (serve,) = commands(record, folder="/run/my adapter")["vllm"]
         words = shlex.split(serve)
-        assert words[:3] == ["vllm", "serve", "/a base"]
+        assert words[:3] == ["vllm", "serve", "owner/base-bnb-4bit"]
         assert words[words.index("--lora-modules") + 1] == "avomni=/run/my adapter"
         assert words[words.index("--max-lora-rank") + 1] == str(room)
         assert words[words.index("--max-model-len") + 1] == "4096"

@@ -1,13 +1,10 @@
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.training.prompt.conversation import IGNORED, Sample, collate, prompt_text
+from avomni_lib.training.prompt.conversation import IGNORED, prompt_text
 from avomni_lib.training.targets import Target, target, target_of
 from tests import training_set
 
@@ -73,12 +70,6 @@ def test_the_sample_goes_on_where_the_prompt_ends(talk):
     assert sample.input_ids.tolist() == whole
 
 
-def test_types_mark_the_videos_placeholders(talk):
-    sample = talk.sample(ANSWER)
-    assert (sample.mm_token_type_ids == 2).sum() == talk.num_vision_tokens
-    assert set(sample.input_ids[sample.mm_token_type_ids == 2].tolist()) == {talk.vision_id}
-
-
 def test_an_answer_that_was_generated_is_read_back(talk):
     generated = [*talk.tokenizer.encode(ANSWER), talk.end_id, talk.tokenizer.pad_token_id]
     assert talk.text_of(generated) == ANSWER
@@ -103,23 +94,3 @@ def test_a_tokenizer_without_the_special_tokens_is_refused():
     plain.pre_tokenizer = pre_tokenizers.ByteLevel()
     with pytest.raises(AvomniError, match="has no token '<|video_pad|>'".replace("|", r"\|")):
         training_set.conversation(tokenizer=PreTrainedTokenizerFast(tokenizer_object=plain))
-
-
-samples = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=5)
-
-
-@given(samples, st.sampled_from(["left", "right"]))
-def test_padding_adds_nothing_that_is_seen_or_learned(rows, side):
-    made = [Sample(*(np.array(row) * factor for factor in (1, 3, 2, 0))) for row in rows]
-    batch = collate(made, pad_id=0, side=side)
-    assert {tuple(tensor.shape) for tensor in batch.values()} == {(len(rows), max(map(len, rows)))}
-    for row, sample in enumerate(made):
-        seen = batch["attention_mask"][row].bool()
-        edge = -1 if side == "left" else 0
-        assert seen[edge] and int(seen.sum()) == len(sample)
-        for name in ("input_ids", "labels", "mm_token_type_ids"):
-            assert batch[name][row][seen].tolist() == getattr(sample, name).tolist()
-        assert (batch["labels"][row][~seen] == IGNORED).all()
-        assert (batch["input_ids"][row][~seen] == 0).all()
-        assert (batch["mm_token_type_ids"][row][~seen] == 0).all()
-    assert all(tensor.dtype == torch.int64 for tensor in batch.values())

@@ -1,7 +1,6 @@
 """A checkpoint or an adapter whose files are not what was written is not used, and that is said."""
 
 import json
-import multiprocessing
 import random
 import shutil
 
@@ -13,11 +12,9 @@ from avomni_lib.training.fit import worker
 from avomni_lib.training.fit.checkpoints import Checkpoints, Metrics
 from avomni_lib.training.model import adapter, load
 from tests import killed_training, training_set
+from tests.killed_training import same_but_for_time
 
 WEIGHTS = "adapter_model.safetensors"
-TIMED = ("seconds", "cpu_seconds", "data_wait_s", "samples_per_s", "tokens_per_s", "memory_gb")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.killed_training"])
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +34,12 @@ def again(whole, tmp_path):
     return training_set.params(tmp_path, p.model.base_model), folder
 
 
-def train(p):
-    """Go on, in a process of its own."""
-    process = CONTEXT.Process(
-        target=killed_training.train, args=(p.run_dir.parent, p.model.base_model)
-    )
-    process.start()
-    process.join(timeout=300)
-    assert process.exitcode == 0
-
-
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def metrics_of(folder):
-    lines = Metrics(folder / "metrics.jsonl").read()
-    return [{name: line[name] for name in line if name not in TIMED} for line in lines]
+    return same_but_for_time(Metrics(folder / "metrics.jsonl").read())
 
 
 def same_results(p, folder, whole):
@@ -96,26 +82,13 @@ def test_one_bit_anywhere_is_noticed(again):
     assert kept.fault(newest) is None
 
 
-def no_file(newest):
-    (newest / "optimizer.pt").unlink()
-
-
 def cut_file(newest):
     content = (newest / WEIGHTS).read_bytes()
     (newest / WEIGHTS).write_bytes(content[: len(content) // 2])
 
 
-def empty_file(newest):
-    (newest / "scheduler.pt").write_bytes(b"")
-
-
 def longer_file(newest):
-    with open(newest / "rng_state.pth", "ab") as file:
-        file.write(b"\0")
-
-
-def other_json(newest):
-    (newest / "trainer_state.json").write_text("{")
+    (newest / "rng_state.pth").write_bytes((newest / "rng_state.pth").read_bytes() + b"\0")
 
 
 def flipped_weights(newest):
@@ -126,31 +99,9 @@ def flipped_moments(newest):
     flip(newest / "optimizer.pt", 8 * 5_000 + 6)
 
 
-def no_checksums(newest):
-    (newest / "checksums.json").unlink()
-
-
-def checksums_of_nothing(newest):
-    (newest / "checksums.json").write_text("[null]")
-
-
-def checksums_without_files(newest):
-    kept = json.loads((newest / "checksums.json").read_text())
-    (newest / "checksums.json").write_text(json.dumps(kept | {"files": {}}))
-
-
 def a_folder_for_a_file(newest):
     (newest / "trainer_state.json").unlink()
     (newest / "trainer_state.json").mkdir()
-
-
-def an_extra_adapter(newest):
-    shutil.copytree(newest, newest / "default")
-
-
-def nothing_left(newest):
-    for path in newest.iterdir():
-        path.unlink()
 
 
 def an_older_one_by_its_name(newest):
@@ -158,40 +109,42 @@ def an_older_one_by_its_name(newest):
     shutil.copytree(newest.with_name("checkpoint-4"), newest)
 
 
-def another_trainings(newest):
-    path = newest / "checksums.json"
-    kept = json.loads(path.read_text())
-    kept["about"]["training"] = "0" * 64
-    path.write_text(json.dumps(kept))
+def other_checksums(newest, **changes):
+    kept = json.loads((newest / "checksums.json").read_text())
+    (newest / "checksums.json").write_text(json.dumps(kept | changes))
 
 
-DAMAGES = [
-    *(no_file, cut_file, empty_file, longer_file, other_json, flipped_weights, flipped_moments),
-    *(no_checksums, checksums_of_nothing, checksums_without_files, a_folder_for_a_file),
-    *(an_extra_adapter, nothing_left, an_older_one_by_its_name, another_trainings),
-]
+DAMAGES = {
+    "no file": lambda newest: (newest / "optimizer.pt").unlink(),
+    "a cut file": cut_file,
+    "an empty file": lambda newest: (newest / "scheduler.pt").write_bytes(b""),
+    "a longer file": longer_file,
+    "other JSON": lambda newest: (newest / "trainer_state.json").write_text("{"),
+    "flipped weights": flipped_weights,
+    "flipped moments": flipped_moments,
+    "no checksums": lambda newest: (newest / "checksums.json").unlink(),
+    "checksums of nothing": lambda newest: (newest / "checksums.json").write_text("[null]"),
+    "checksums without files": lambda newest: other_checksums(newest, files={}),
+    "a folder for a file": a_folder_for_a_file,
+    "an extra adapter": lambda newest: shutil.copytree(newest, newest / "default"),
+    "nothing left": lambda newest: [path.unlink() for path in newest.iterdir()],
+    "an older one by its name": an_older_one_by_its_name,
+    "another training's": lambda newest: other_checksums(
+        newest, about={"step": 6, "training": "0" * 64}
+    ),
+}
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_the_one_before_a_damaged_one_is_taken(again, damage):
     _, folder = again
-    damage(folder / "checkpoint-6")
+    DAMAGES[damage](folder / "checkpoint-6")
     start = opened(folder).resume()
     assert (start.step, start.checkpoint) == (4, folder / "checkpoint-4")
     (said,) = start.passed_over
     assert said.startswith("checkpoint-6 is damaged: ")
     assert (folder / "damaged-checkpoint-6").is_dir() and not (folder / "checkpoint-6").exists()
     assert [line["step"] for line in metrics_of(folder)] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("damage", [flipped_weights, flipped_moments, other_json, no_checksums])
-def test_it_goes_on_to_the_same_bytes(again, whole, damage):
-    p, folder = again
-    damage(folder / "checkpoint-6")
-    (folder / "metrics.jsonl").write_text("no lines")
-    train(p)
-    assert same_results(p, folder, whole)
-    assert not list(folder.glob("damaged-*")), "swept where the training came to its end"
 
 
 def test_it_starts_anew_where_none_is_whole(again, whole):
@@ -204,6 +157,7 @@ def test_it_starts_anew_where_none_is_whole(again, whole):
     assert trained.choices["checkpoint"].value == "none"
     assert "went on from the beginning" in trained.figures["headline"]
     assert same_results(p, folder, whole)
+    assert not list(folder.glob("damaged-*")), "swept where the training came to its end"
 
 
 def test_names_that_are_no_checkpoints_are_left_alone(again, whole):

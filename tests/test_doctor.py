@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from torch.nn import functional
 
 from avomni_lib import files, hardware
+from avomni_lib.__main__ import main
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import reader
 from avomni_lib.hardware import Choice, Memory
@@ -77,11 +78,6 @@ IMAGE = dataclasses.replace(  # AMD's own, rocm/pytorch
 )
 
 
-def run(*words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "avomni_lib", "doctor", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
 @pytest.fixture
 def demo() -> Params:
     return Params.from_files([DEMO])
@@ -125,16 +121,16 @@ def test_nothing_is_wrong_here_with_a_run_or_without(demo):
     assert doctor.examine().wrong == []
 
 
-def test_the_command_ends_with_0_or_with_1_where_something_is_wrong():
-    done = run("--set", "dataset.source=world", "--set", "model.base_model=tiny")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4-bit linear" in done.stdout and done.stderr == ""
-    assert done.stdout.splitlines()[-1].startswith("nothing of ")
+def test_the_command_ends_with_0_or_with_1_where_something_is_wrong(capsys):
+    assert main(["doctor", "--set", "dataset.source=world", "--set", "model.base_model=tiny"]) == 0
+    printed = capsys.readouterr()
+    assert "4-bit linear" in printed.out and printed.err == ""
+    assert printed.out.splitlines()[-1].startswith("nothing of ")
     # Unsloth trains no vision model on a CPU.
-    done = run(str(DEMO), "--json", "--set", "model.backend=unsloth")
-    made = json.loads(done.stdout)
+    assert main(["doctor", str(DEMO), "--json", "--set", "model.backend=unsloth"]) == 1
+    made = json.loads(capsys.readouterr().out)
     wrong = [line["name"] for line in made["findings"] if line["state"] == "wrong"]
-    assert (done.returncode, wrong) == (1, ["unsloth"])
+    assert wrong == ["unsloth"]
     assert set(made["findings"][0]) == {"name", "state", "found", "why", "fix"}
 
 

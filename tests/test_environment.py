@@ -54,16 +54,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def again(made, tmp_path, training=None):
-    """The same run in a folder of its own."""
-    run = made.run.model_copy(update={"outputs_dir": str(tmp_path)})
-    changed = made.training.model_copy(update=training or {})
-    p = made.model_copy(update={"run": run, "training": changed})
-    p.cache_dir.parent.mkdir(parents=True)
-    p.cache_dir.symlink_to(made.cache_dir)
-    return p
-
-
 def test_a_training_started_from_such_a_shell_leaves_the_same_bytes(
     made, expected, tmp_path, monkeypatch
 ):
@@ -73,7 +63,7 @@ def test_a_training_started_from_such_a_shell_leaves_the_same_bytes(
     home.mkdir(parents=True)
     (home / "default_config.yaml").write_text("mixed_precision: bf16\nuse_cpu: false\n")
     monkeypatch.setenv("HF_HOME", str(home.parent))
-    p = again(made, tmp_path / "run")
+    p = cached_training.moved(made, tmp_path / "run")
     trained = trainer.train(p)
     assert contents(trained.adapter) == expected
     assert trained.choices["dtype"].value == "float32"
@@ -86,7 +76,7 @@ def test_a_training_started_from_such_a_shell_leaves_the_same_bytes(
 def test_two_processes_take_nothing_from_it_either(made, expected, tmp_path, monkeypatch):
     for name, value in LEFT_IN_A_SHELL.items():
         monkeypatch.setenv(name, value)
-    p = again(made, tmp_path, {"num_processes": 2})
+    p = cached_training.moved(made, tmp_path, num_processes=2)
     trained = trainer.train(p)
     assert trained.figures["num_processes"] == 2
     weights = "adapter_model.safetensors"
@@ -94,7 +84,7 @@ def test_two_processes_take_nothing_from_it_either(made, expected, tmp_path, mon
 
 
 def test_a_worker_that_is_started_by_hand_takes_nothing_from_it(made, expected, tmp_path):
-    p = again(made, tmp_path)
+    p = cached_training.moved(made, tmp_path)
     params = tmp_path / "params.json"
     files.write_json(params, p.values())
     left = {

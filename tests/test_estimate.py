@@ -182,8 +182,8 @@ def test_steps_that_were_timed_take_the_place_of_arithmetic():
     assert "the first steps took 850.0 MB" in rows["memory"][1]
     # On a CPU the process's own seconds are compared, and the clock's are paid.
     assert figures["predicted"] == {"seconds": 50.0, "memory_gb": 0.85}
-    assert figures["probed"]["memory_gb"] == 0.85
-    assert figures["train_hours"] == 0.025 and figures["train_cost"] == 0.09
+    spent = {"train_hours": 0.025, "train_cost": 0.09}
+    assert figures["probed"] == figures["predicted"] | spent and spent.items() <= figures.items()
     assert figures["memory_gb"] < figures["predicted"]["memory_gb"], "tensors are not all"
 
     on_gpu = rows_of(mi300x(), steps=100, device="cuda:0", probe=probe)[2]
@@ -276,15 +276,6 @@ def test_a_probe_leaves_the_first_step_out():
     assert found == Probe(1.5, 0.6, peak_bytes=860_000_000)
     # A training of one step has nothing else.
     assert estimate.probe_of([(9.0, 5.0)], 0.86)["seconds_per_step"] == 9.0
-
-
-def test_a_probe_tells_the_whole_training():
-    probe = Probe(1.5, 0.6, peak_bytes=860_000_000)
-    p = Params.from_values({"run": {"price_per_hour": 2.0}})
-    told = {"memory_gb": 0.86, "train_hours": 0.5, "train_cost": 1.0}
-    assert estimate.after(p, probe, 1200, "cpu") == told | {"seconds": 720.0}
-    assert estimate.after(p, probe, 1200) == told | {"seconds": 1800.0}
-    assert "train_cost" not in estimate.after(Params(), probe, 1200)
 
 
 def test_predicted_and_measured_stand_side_by_side_with_the_error():

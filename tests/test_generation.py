@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 from avomni_lib.dataset import cameras
 from avomni_lib.training.backbones import Video, backbone
 from avomni_lib.training.model.generate import Sampling, generate_texts
-from avomni_lib.training.prompt.conversation import Conversation, collate
+from avomni_lib.training.prompt.conversation import Conversation
 from avomni_lib.training.targets import target
 from avomni_world.tiny_base import make
 from tests import tiny_qwen3_vl
@@ -58,8 +58,9 @@ def preferred(model):
 
 def most_likely(model, talk, frames, history=""):
     """Greedy answer of one window without `generate`: no cache, one token at a time."""
-    batch = collate([talk.prompt(history)], talk.tokenizer.pad_token_id)
-    del batch["labels"]
+    ids = torch.from_numpy(talk.prompt(history).input_ids)[None]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch["mm_token_type_ids"] = 2 * (ids == talk.vision_id)
     batch |= talk.inputs(torch.from_numpy(frames[None].copy()))
     answers = []
     for _ in range(MAX_NEW_TOKENS):

@@ -1,7 +1,5 @@
 """The merged model says what base model and adapter said, whoever loads it."""
 
-import multiprocessing
-import os
 import re
 import resource
 import shutil
@@ -26,10 +24,9 @@ from avomni_lib.params import CONFIDENTIAL
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export import merge
 from avomni_lib.training.fit import checkpoints
-from avomni_lib.training.model import adapter, load, place
-from avomni_lib.training.model.generate import generate_texts
-from avomni_lib.training.prompt.conversation import collate
-from tests import training_set
+from avomni_lib.training.model import adapter, load
+from tests import killed_training, training_set
+from tests.training_set import apart, make_adapter
 
 WINDOWS = (0, 3, 7, 12)
 # Difference of the logits over four windows, rms in units of their spread: what one rounding to
@@ -38,27 +35,12 @@ WINDOWS = (0, 3, 7, 12)
 TOLERANCE = {"bfloat16": 0.01, "float16": 0.0015}
 
 
-def make_adapter(p):
-    """Write an adapter of random numbers, large enough that it changes what is said."""
-    base = load.load_base(p)
-    kind = backbone("qwen3_vl", base.model.config)
-    tuned = load.add_adapter(base.model, p, kind)
-    torch.manual_seed(0)
-    for name, weight in tuned.named_parameters():
-        if "lora_B" in name:
-            weight.data.normal_(std=0.1)
-    digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
-    record = adapter.record_of(
-        p, training_set.Stripes(8), training_set.conversation(), digest, base.choices
-    )
-    adapter.export(tuned, adapter.adapter_dir(p), record)
-    return p
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, base_folder):
     """Parameters of a run in 4 bit with an adapter."""
-    return make_adapter(training_set.params(tmp_path_factory.mktemp("run"), base_folder))
+    p = training_set.params(tmp_path_factory.mktemp("run"), base_folder)
+    make_adapter(p)
+    return p
 
 
 @pytest.fixture
@@ -87,19 +69,9 @@ def frames_of(indices):
 
 
 def logits(tuned):
-    talk = training_set.conversation()
-    windows = training_set.Stripes(24)
-    samples = [talk.sample(talk.target.render(windows.truth(index))) for index in WINDOWS]
-    batch = collate(samples, talk.tokenizer.pad_token_id)
-    batch |= talk.inputs(torch.from_numpy(frames_of(WINDOWS)))
-    del batch["labels"]
-    with torch.inference_mode():
-        return tuned(**batch).logits[batch["attention_mask"].bool()]
-
-
-def apart(left, right):
-    """Their difference, rms, in units of the right one's spread."""
-    return float((left - right).pow(2).mean().sqrt() / right.std())
+    return training_set.logits(
+        tuned, training_set.conversation(), training_set.Stripes(24), WINDOWS
+    )
 
 
 def left(p):
@@ -143,27 +115,6 @@ def test_nothing_but_the_rounding_differs(trained, merged):
     state = folded.state_dict()
     assert set(state) - set(stored) == {"lm_head.weight"}, "the tied one is not stored twice"
     assert all(torch.equal(state[name].bfloat16(), stored[name]) for name in stored)
-
-
-def test_plain_transformers_and_plain_peft_give_the_same_answers(trained, merged, monkeypatch):
-    frames, talk = frames_of(WINDOWS), training_set.conversation()
-    base = load.load_base(trained).model
-    bare = generate_texts(base, talk, frames, 24)
-    ours = generate_texts(
-        load.load_adapter(base, adapter.adapter_dir(trained), trained), talk, frames, 24
-    )
-    assert ours != bare and len(set(ours)) > 1
-
-    card = (adapter.adapter_dir(trained) / "README.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    monkeypatch.chdir(adapter.adapter_dir(trained))
-    names = {}
-    exec(snippet, names)
-    assert type(names["model"]).__module__.startswith("peft.")
-    talk = training_set.conversation(names["tokenizer"])
-    assert generate_texts(names["model"], talk, frames, 24) == ours
-
-    assert generate_texts(plain(merged["bfloat16"]), talk, frames, 24) == ours
 
 
 def test_the_merged_models_own_snippet_loads_it(merged, monkeypatch):
@@ -223,14 +174,6 @@ def test_servers_prepare_a_window_as_it_was_trained(merged):
     assert (values["patch_size"], values["merge_size"]) == (kind.patch_size, kind.merge_size)
 
 
-def test_the_bases_own_processor_files_come_along(p, base_folder, tmp_path):
-    base = shutil.copytree(base_folder, tmp_path / "base")
-    (base / "preprocessor_config.json").write_text('{"of": "the base"}')
-    p = make_adapter(training_set.params(tmp_path / "other", base))
-    folder = merge.merge(p)
-    assert files.read_json(folder / "preprocessor_config.json") == {"of": "the base"}
-
-
 def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_folder, tmp_path):
     base = load.load_base(training_set.params(tmp_path, base_folder))
     base.model.save_pretrained(tmp_path / "bnb-4bit")
@@ -239,7 +182,8 @@ def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_fold
         ("stored", {"base_model": str(tmp_path / "bnb-4bit")}),
         ("plain", {"base_model": str(base_folder), "load_in_4bit": False}),
     ):
-        p = make_adapter(training_set.params(tmp_path / name, base_folder, model=section))
+        p = training_set.params(tmp_path / name, base_folder, model=section)
+        make_adapter(p)
         base = load.load_base(p).model
         expected = logits(load.load_adapter(base, adapter.adapter_dir(p), p))
         folder = merge.merge(p)
@@ -311,29 +255,15 @@ def merge_and_die(outputs: Path, base: Path, death: tuple[str, str] | None, limi
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if death is not None:
-        event, part = death
-
-        def watch(name: str, values: tuple) -> None:
-            if name == event and part in "|".join(map(str, values)):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
+        killed_training.die_at_event(*death, 1)
     try:
         merge.merge(training_set.params(outputs, base))
     except AvomniError as error:
         sys.exit(3 if "cannot write" in str(error) else 4)
 
 
-HEAVY = ("peft", "bitsandbytes", "transformers.models.qwen3_vl.modeling_qwen3_vl")
-
-
-def in_a_process(*args) -> int:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_merging", *HEAVY])
-    process = context.Process(target=merge_and_die, args=args)
-    process.start()
-    process.join(timeout=120)
-    return process.exitcode
+def exit_code(p, base, death=None, limit=None):
+    return killed_training.exit_code(merge_and_die, p.run_dir.parent, base, death, limit)
 
 
 DEATHS = [
@@ -348,23 +278,21 @@ def test_killed_anywhere_it_leaves_no_half_model_and_the_same_call_makes_a_whole
     p, merged, base_folder
 ):
     for death in DEATHS:
-        assert in_a_process(p.run_dir.parent, base_folder, death, None) == -signal.SIGKILL, death
+        assert exit_code(p, base_folder, death) == -signal.SIGKILL, death
         assert not (p.run_dir / "merged").exists()
     folder = merge.merge(p)
     for path in merged["bfloat16"].iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
     # While one is replaced there is the old one, or both aside; the next call clears up.
-    assert (
-        in_a_process(p.run_dir.parent, base_folder, ("os.rename", ".merged.unfinished"), None)
-        == -signal.SIGKILL
-    )
+    death = ("os.rename", ".merged.unfinished")
+    assert exit_code(p, base_folder, death) == -signal.SIGKILL
     merge.merge(p)
     assert left(p) == [".merged.lock", "adapter", "merged"]
 
 
 def test_a_full_disk_leaves_nothing(p, base_folder):
     # The weights are 0.5 MB.
-    assert in_a_process(p.run_dir.parent, base_folder, None, 100_000) == 3
+    assert exit_code(p, base_folder, limit=100_000) == 3
     assert left(p) == [".merged.lock", "adapter"]
 
 

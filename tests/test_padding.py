@@ -41,7 +41,7 @@ rows = st.lists(st.lists(st.integers(1, 99), min_size=2, max_size=9), min_size=1
 
 def made(row):
     ids = np.array(row)
-    return Sample(ids, ids * 3, ids * 0, np.arange(3 * len(ids)).reshape(3, -1))
+    return Sample(ids, ids * 3, np.arange(3 * len(ids)).reshape(3, -1))
 
 
 @given(rows)

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen3VLProcessor
-from transformers.video_utils import VideoMetadata
 
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
@@ -32,7 +31,7 @@ from avomni_lib.training.targets import target
 from tests import cached_run, tiny_qwen3_vl, training_set
 from tests.answering import answers
 from tests.test_memmap import arrays, seed_of, write_cache
-from tests.test_qwen3_vl import TEXT, processor
+from tests.test_qwen3_vl import TEXT, processed
 from tests.test_windows import cache_of
 
 KIND = backbone("qwen3_vl")
@@ -157,16 +156,7 @@ def test_pixels_and_tokens_are_the_real_processors_for_such_indices(scale):
     shown = past.shown(frames, videos)
     parts = [indices] if scale == 1 else [indices[:8], indices[8:]]
 
-    content = [{"type": "video"} for _ in videos] + [{"type": "text", "text": TEXT}]
-    chat = processor().apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    expected = processor()(
-        text=[chat],
-        videos=[(each[0].permute(0, 3, 1, 2).float() - 127.5) / 127.5 for each in shown],
-        video_metadata=[VideoMetadata(len(x), fps=10.0, frames_indices=x) for x in parts],
-        return_tensors="pt",
-    )
+    expected = processed([(part[0], x) for part, x in zip(shown, parts, strict=True)], 10.0)
     ours = KIND.inputs(shown)
     assert torch.equal(ours["pixel_values_videos"], expected["pixel_values_videos"])
     assert torch.equal(ours["video_grid_thw"], expected["video_grid_thw"])
@@ -305,13 +295,16 @@ def test_a_model_learns_from_and_answers_windows_with_a_past(run):
     assert texts[0] == texts[1] and texts[2] == texts[3] and len(texts[5]) == 2
 
 
-def test_the_record_names_the_rows(run):
+def test_the_record_and_the_card_name_the_rows(run):
     windows = samples.windows_of(run, "train")
     talk = samples.conversation_of(run, training_set.make_words(), KIND)
     record = adapter.record_of(run, windows, talk, "base", {})
     assert record["offsets"] == record["sees"]["offsets"] == [-10, -9, -5, -4]
     assert record["past_scale"] == 0.5 and record["sequence_length"] == 4
     assert record["grid_size"] == [64, 128]
+    text = card(record)
+    assert "4 at 10 Hz, after 4 older ones from 1 s before, at 0.5 of their size" in text
+    assert "begins with 4 older frames that are further apart" in text
 
 
 @pytest.mark.parametrize("length", [32, 64, 128])
@@ -366,14 +359,6 @@ def test_the_plan_counts_what_the_past_costs():
     rows = {name: (value, note) for name, value, note in older.rows}
     assert rows["older frames"] == ("8 a window", "over 4 s before, 1 Hz")
     assert "older frames" not in {name for name, _, _ in plain.rows}
-
-
-def test_the_card_says_how_far_back_a_window_looks(run):
-    windows = samples.windows_of(run, "train")
-    talk = samples.conversation_of(run, training_set.make_words(), KIND)
-    text = card(adapter.record_of(run, windows, talk, "base", {}))
-    assert "4 at 10 Hz, after 4 older ones from 1 s before, at 0.5 of their size" in text
-    assert "begins with 4 older frames that are further apart" in text
 
 
 def test_the_preview_shows_windows_that_have_their_past(run):

@@ -43,14 +43,20 @@ def processor():
     return Processor(Qwen2VLImageProcessorPil(), words, video, chat_template=words.chat_template)
 
 
-def processed(frames, sample_hz):
-    """What the real processor makes of frames (T, H, W, 3) and TEXT."""
-    length = len(frames)
-    asked = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": TEXT}]}
-    chat = processor().apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
-    metadata = VideoMetadata(length, fps=sample_hz, frames_indices=list(range(length)))
-    video = (frames.permute(0, 3, 1, 2).float() - 127.5) / 127.5
-    return processor()(text=[chat], videos=[video], video_metadata=[metadata], return_tensors="pt")
+def processed(parts, sample_hz, tokenizer=None, **template):
+    """What the real processor makes of videos, (T, H, W, 3) and the frames' numbers, and TEXT."""
+    real = copy.copy(processor())
+    real.tokenizer = tokenizer or real.tokenizer
+    content = [{"type": "video"} for _ in parts] + [{"type": "text", "text": TEXT}]
+    chat = real.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=False,
+        **template,
+    )
+    videos = [(frames.permute(0, 3, 1, 2).float() - 127.5) / 127.5 for frames, _ in parts]
+    metadata = [VideoMetadata(len(x), fps=sample_hz, frames_indices=list(x)) for _, x in parts]
+    return real(text=[chat], videos=videos, video_metadata=metadata, return_tensors="pt")
 
 
 def random_frames(*shape):
@@ -67,7 +73,7 @@ def video(num_frames, height, width, sample_hz=2.0):
 )
 def test_pixels_tokens_and_positions_are_the_real_processors(shape, sample_hz):
     frames = random_frames(*shape)
-    expected = processed(frames, sample_hz)
+    expected = processed([(frames, range(len(frames)))], sample_hz)
 
     ours = KIND.inputs([frames[None]])
     assert torch.equal(ours["pixel_values_videos"], expected["pixel_values_videos"])
@@ -177,7 +183,7 @@ def test_the_positions_of_a_sample_are_those_that_the_model_would_take(whole):
     sample = talk.sample("42")
     expected, _ = whole.model.get_rope_index(
         torch.from_numpy(sample.input_ids)[None],
-        torch.from_numpy(sample.mm_token_type_ids)[None],
+        2 * torch.from_numpy(sample.input_ids == talk.vision_id)[None].long(),
         video_grid_thw=torch.tensor([KIND.grid_thw(*talk.frame_shape[:3])]),
     )
     assert (sample.positions == expected[:, 0].numpy()).all()
@@ -235,17 +241,3 @@ def test_the_vision_tower_attends_to_copies(apart, monkeypatch, fuse):
     # Four pictures of 4 × 6 patches for each of two blocks: at once, or one by one.
     at_once, alone = [(4, 2, 24, 16)] * 2, [(1, 2, 24, 16)] * 8
     assert [shape for _, shape in laid_out] == (at_once if fuse else alone)
-
-
-def test_norms_are_fused_where_there_is_a_kernel(apart):
-    """A CPU has none and takes transformers' own; the formula is held against it here."""
-    norm = apart.model.language_model.norm
-    norm.weight.data.uniform_(0.5, 2)
-    hidden = torch.randn(3, 5, norm.weight.shape[0]) * 7
-    before = norm(hidden)
-    KIND.prepare(apart)
-    assert torch.equal(norm(hidden), before)
-    fused = torch.nn.functional.rms_norm(
-        hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
-    )
-    torch.testing.assert_close(fused, before)

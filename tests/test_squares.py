@@ -18,21 +18,15 @@ from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevi
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
-from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.training.backbones import Video, backbone, family
-from avomni_lib.training.backbones.llava_onevision import TOWER
+from avomni_lib.training.backbones import Video, backbone
 from avomni_lib.training.backbones.shared import squares
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory, size_of
-from avomni_lib.training.model import load
 from avomni_lib.training.prompt.conversation import cells_of
-from avomni_lib.training.prompt.tokens import Tokens, tokens_per_sample
 from tests.families import FAMILIES
-from tests.test_memory import most_allocated
 
 NAMES = ("internvl", "llava_onevision")
 SIDES = {"internvl": 448, "llava_onevision": 384}
@@ -316,54 +310,6 @@ def test_a_tower_of_no_squares_is_refused():
         backbone("llava_onevision", other)
 
 
-# Billions of weights, as InternVL's authors publish them.
-PUBLISHED = {
-    "OpenGVLab/InternVL3-1B-hf": 0.938,
-    "OpenGVLab/InternVL3-2B-hf": 2.09,
-    "OpenGVLab/InternVL3-8B-hf": 7.94,
-    "OpenGVLab/InternVL3-9B-hf": 9.14,
-    "OpenGVLab/InternVL3-14B-hf": 15.1,
-    "OpenGVLab/InternVL3-38B-hf": 38.4,
-    "OpenGVLab/InternVL3-78B-hf": 78.4,
-    "OpenGVLab/InternVL3_5-1B-HF": 1.06,
-    "OpenGVLab/InternVL3_5-2B-HF": 2.35,
-    "OpenGVLab/InternVL3_5-4B-HF": 4.73,
-    "OpenGVLab/InternVL3_5-8B-HF": 8.53,
-    "OpenGVLab/InternVL3_5-14B-HF": 15.12,
-    "OpenGVLab/InternVL3_5-38B-HF": 38.4,
-}
-
-
-@pytest.mark.parametrize("base_model", PUBLISHED)
-def test_released_sizes_are_known_by_their_names(base_model):
-    size = family("internvl").released(base_model)
-    assert size.num_weights == pytest.approx(1e9 * PUBLISHED[base_model], rel=3e-3)
-
-
-@pytest.mark.parametrize(("name", "billions"), [("0.5b", 0.49), ("7b", 7.62), ("72b", 72.7)])
-@pytest.mark.parametrize("end", ["ov-hf", "ov-chat-hf", "si-hf"])
-def test_llavas_language_models_weigh_what_qwen2s_cards_say(name, end, billions):
-    size = family("llava_onevision").released(f"llava-hf/llava-onevision-qwen2-{name}-{end}")
-    of = size.language
-    count = of.num_linears + of.num_others + of.num_embeddings + of.num_head
-    assert count == pytest.approx(1e9 * billions, rel=1e-2)
-    # Of SigLIP-so400m's 27 layers and its head, 26 layers are there.
-    assert size.vision.num_tower == pytest.approx(398e6, rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    "base_model",
-    [
-        "OpenGVLab/InternVL3_5-30B-A3B-HF",
-        "me/InternVL3-8B-of-mine",
-        "llava-hf/llava-onevision-qwen2-3b-ov-hf",
-        "Qwen/Qwen3-VL-8B-Instruct",
-    ],
-)
-def test_of_others_nothing_is_said(base_model):
-    assert not any(family(each).released(base_model) for each in NAMES)
-
-
 @pytest.mark.parametrize(
     ("named", "base_model", "kind"),
     [
@@ -388,158 +334,6 @@ def test_the_plan_of_the_params_file_fits_its_card(name):
     assert plan.figures["tokens_per_sample"] < p.model.max_seq_length
     assert 15 < plan.figures["memory_gb"] < 30
     assert [warning for warning in plan.warnings if "optimizer steps" not in warning] == []
-
-
-def full_size(name):
-    """The size that params/ names, from its config on the meta device: shapes, no numbers."""
-    if name == "internvl":
-        config = InternVLConfig(
-            text_config={
-                "model_type": "qwen3",
-                "vocab_size": 151_936,
-                "hidden_size": 4096,
-                "intermediate_size": 12_288,
-                "num_hidden_layers": 36,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "head_dim": 128,
-            },
-            vision_config={"attention_bias": True},
-            tie_word_embeddings=False,
-        )
-    else:
-        config = LlavaOnevisionConfig(
-            text_config={
-                "model_type": "qwen2",
-                "vocab_size": 152_128,
-                "hidden_size": 3584,
-                "intermediate_size": 18_944,
-                "num_hidden_layers": 28,
-                "num_attention_heads": 28,
-                "num_key_value_heads": 4,
-            },
-        )
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
-
-
-def test_the_plan_counts_the_weights_of_the_full_size(name, tmp_path):
-    p = Params.from_values({"extends": FILES[name]})
-    big = full_size(name)
-    size = size_of(p)
-    count = sum(weight.numel() for weight in big.parameters())
-    assert size.num_weights == count
-    assert type(size) is type(backbone(name).size(big.config.to_dict()))
-    assert backbone(name).size(big.config.to_dict()) == size
-
-    linears = sum(
-        module.weight.numel()
-        for path, module in big.named_modules()
-        if isinstance(module, torch.nn.Linear) and "language_model" in path.split(".")
-    )
-    need = 2 * (count - linears) + linears * (4 + 8 / 64 + 32 / (64 * 256)) / 8
-    assert memory(p, size, tokens_per_sample(p)).weights == pytest.approx(need, rel=1e-3)
-
-    with torch.device("meta"):
-        tuned = load.add_adapter(big, p, backbone(name))
-    hit = {path for path, module in tuned.named_modules() if hasattr(module, "lora_A")}
-    layers = big.config.text_config.num_hidden_layers
-    assert hit == {
-        f"base_model.model.model.language_model.layers.{layer}.self_attn.{part}_proj"
-        for layer in range(layers)
-        for part in "qkvo"
-    }
-    assert load.trainable_parameters(tuned) == size.num_adapter(
-        p.model.lora_rank, ["q_proj", "k_proj", "v_proj", "o_proj"]
-    )
-
-
-@pytest.mark.parametrize("by_class", [False, True])
-def test_the_small_models_weights_are_counted_too(name, by_class):
-    config = FAMILIES[name].make_config(FAMILIES[name].tokenizer())
-    if by_class:  # all that is optional, on
-        config.vision_config.use_qk_norm = config.vision_config.use_mask_token = True
-        config.vision_config.use_mean_pooling = False
-        config.vision_config.vision_use_head = True
-        config.vision_feature_layer = -1 if name == "internvl" else [-2, -1]
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    count = sum(weight.numel() for weight in model.parameters())
-    assert backbone(name).size(config.to_dict()).num_weights == count
-
-
-def middle_size(name):
-    """A config whose tower and layers are large enough that their tensors are most of a step's."""
-    text = {
-        "vocab_size": 1024,
-        "hidden_size": 256,
-        "intermediate_size": 768,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    vision = {
-        "hidden_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "intermediate_size": 1024,
-    }
-    if name == "internvl":
-        return InternVLConfig(
-            text_config=text | {"model_type": "qwen3", "head_dim": 64},
-            vision_config=vision | {"image_size": [224, 224], "attention_bias": True},
-            image_token_id=2,
-            tie_word_embeddings=False,
-        )
-    own = {"model_type": TOWER, "image_size": 224, "patch_size": 14, "vision_use_head": False}
-    return LlavaOnevisionConfig(
-        text_config=text | {"model_type": "qwen2"},
-        vision_config=vision | own,
-        video_token_index=2,
-        image_token_index=1,
-    )
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_as_many_bytes_of_tensors_live_at_once_as_estimated(name, checkpointing, tmp_path):
-    """With checkpoints while the tower runs, and without while the loss is computed."""
-    config, batch, words, answer = middle_size(name), 2, 60, 40
-    training = {"batch_size": batch, "gradient_checkpointing": checkpointing}
-    p = Params.from_values(
-        {
-            "extends": FILES[name],
-            "model": {"lora_rank": 16, "load_in_4bit": False},
-            "training": training | {"optimizer": "adamw_torch"},
-        }
-    )
-    torch.manual_seed(0)
-    base = AutoModelForImageTextToText.from_config(config)
-    kind, videos = backbone(name, config), [video(3, 224, 448)]
-    kind.prepare(base)
-    tuned = load.add_adapter(base, p, kind).train()
-    _patch_chunked_ce_lm_head(tuned.get_base_model(), LOGIT_TOKENS)
-    if checkpointing:
-        tuned.gradient_checkpointing_enable()
-        tuned.enable_input_require_grads()
-    num = kind.num_vision_tokens(videos)
-    tokens = Tokens(num, words, answer, kind.vision_work(videos))
-    ids = torch.full((batch, tokens.total), 7)
-    ids[:, 10 : 10 + num] = 2
-    labels = torch.full_like(ids, -100)
-    labels[:, -answer:] = 5
-    positions = torch.arange(tokens.total).expand(batch, -1).contiguous()
-    frames = torch.zeros((batch, 3, 224, 448, 3), dtype=torch.uint8)
-
-    def step():
-        seen = kind.inputs([frames.clone()], videos=videos)
-        loss = tuned(input_ids=ids, labels=labels, position_ids=positions, **seen).loss
-        del seen
-        loss.backward()
-
-    needed = memory(p, kind.size(config.to_dict()), tokens, dtype_bytes=4).moments
-    largest = max(needed, key=needed.__getitem__)
-    assert largest == ("the vision tower runs" if checkpointing else "the loss is computed")
-    assert needed[largest] == pytest.approx(most_allocated(step, tmp_path), rel=0.15)
 
 
 @pytest.fixture
@@ -602,15 +396,6 @@ def test_the_frozen_tower_keeps_nothing_for_gradients(name, model):
         weights.zero_()
     assert torch.equal(seen(name, model), before)
     assert not torch.equal(seen(name, copied), before)
-
-
-def test_norms_are_those_of_transformers_on_a_cpu(name, model):
-    norm = model.model.language_model.norm
-    norm.weight.data.uniform_(0.5, 2)
-    hidden = torch.randn(3, 5, norm.weight.shape[0]) * 7
-    before = norm(hidden)
-    backbone(name).prepare(model)
-    assert torch.equal(norm(hidden), before) and "forward" in vars(norm)
 
 
 def test_what_the_towers_work_is(kind, name):

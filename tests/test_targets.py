@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.targets import TARGETS, Content, target
 from avomni_lib.training.targets.form import FIGURES
+from tests import known_paths
 from tests.known_paths import truths
 
 SUMMARY = target("summary_v1")
@@ -39,22 +40,6 @@ def test_what_is_rendered_is_read_back(speed, path):
     assert read == Content(float(f"{speed:.2f}"), float(f"{path:.2f}"), float(f"{path:.1f}"))
 
 
-@given(lengths, lengths)
-def test_reading_is_the_inverse_of_writing(speed, path):
-    # A model's answer that parses is a text that could have been rendered, and no other.
-    text = SUMMARY.render(truth(speed, path))
-    read = SUMMARY.parse(text)
-    again = SUMMARY.render(truth(read.speed_mps, read.displacement_m))
-    assert again.splitlines()[:3] == text.splitlines()[:3]
-
-
-@pytest.mark.parametrize(
-    "around", ["{}", "{}<|im_end|>", "{}<|im_end|>\n", " \n{}\n<|endoftext|><|endoftext|>"]
-)
-def test_whitespace_and_end_tokens_around_an_answer_are_no_fault(around):
-    assert SUMMARY.parse(around.format(GIVEN_TEXT)) == Content(5.23, 42.15, 42.1)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -74,11 +59,6 @@ def test_whitespace_and_end_tokens_around_an_answer_are_no_fault(around):
 )
 def test_anything_but_the_full_form_is_no_answer(change):
     assert SUMMARY.parse(GIVEN_TEXT.replace(*change)) is None
-
-
-@pytest.mark.parametrize("cut", range(0, len(GIVEN_TEXT), 7))
-def test_a_text_that_was_cut_off_is_no_answer(cut):
-    assert SUMMARY.parse(GIVEN_TEXT[:cut]) is None
 
 
 def test_a_standing_car_has_no_negative_zero():
@@ -158,6 +138,12 @@ def test_a_target_says_what_it_needs_and_asks_in_one_line(each):
     assert each.history_ends == ("first" if about_the_window else "last")
     assert each.horizon_s == (0 if each.name == "summary_v1" else 6.4)
     assert each.scenes == (each.name in ("coc_v1", "full_v1"))
+
+
+@pytest.mark.parametrize("name", ["future_v1", "meta_v1"])
+def test_a_window_without_a_future_says_what_to_do(name):
+    with pytest.raises(AvomniError, match="horizon_s"):
+        target(name).render(known_paths.truth(None))
 
 
 @ALL

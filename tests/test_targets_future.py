@@ -99,11 +99,6 @@ def test_a_place_that_no_car_reaches_is_not_written(wrong):
         FUTURE.write(Content(waypoints_m=((0.0, 0.0),) * 15 + ((0.0, wrong),)))
 
 
-def test_a_window_without_a_future_says_what_to_do():
-    with pytest.raises(AvomniError, match="horizon_s"):
-        FUTURE.render(truth(None))
-
-
 @given(paths)
 def test_the_path_at_10_hz_runs_straight_through_the_waypoints_from_the_origin(path):
     dense = at_10hz(path)

@@ -70,10 +70,5 @@ def test_what_is_no_manoeuvre_is_not_written():
         META.write(Content(along="brake"))
 
 
-def test_a_window_without_a_future_says_what_to_do():
-    with pytest.raises(AvomniError, match="horizon_s"):
-        META.render(truth(None))
-
-
 def test_the_question_names_every_label():
     assert all(label in META.question for label in ALONG + ACROSS)

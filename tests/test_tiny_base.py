@@ -16,7 +16,7 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.training.model.constrained import Constraint
 from avomni_lib.training.model.generate import generate_texts
-from avomni_lib.training.prompt.conversation import collate, prompt_text
+from avomni_lib.training.prompt.conversation import padded, prompt_text
 from avomni_lib.training.targets import Content
 from avomni_world.scene import towns
 from avomni_world.scene.scenes import make_scene
@@ -168,7 +168,7 @@ def test_numbers_that_are_near_start_with_embeddings_that_are_near():
 def test_the_loss_of_the_text_lesson_is_the_models_own(model, words):
     talk = make.conversation(model, words)
     samples = [talk.sample(TARGET.render(make.Driven.at(speed))) for speed in (3.0, 12.5)]
-    batch = collate(samples, words.pad_token_id)
+    batch = padded(samples, words.pad_token_id)
     batch |= talk.inputs(torch.zeros((2, *talk.frame_shape), dtype=torch.uint8))
     with torch.no_grad():
         before, logits, labels = lessons.answer_logits(model, dict(batch))

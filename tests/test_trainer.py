@@ -5,7 +5,6 @@ import ctypes
 import multiprocessing
 import os
 import struct
-import time
 
 import pytest
 
@@ -17,6 +16,7 @@ from avomni_lib.plan import gigabytes
 from avomni_lib.training.fit import job, trainer
 from avomni_lib.training.model import adapter, load
 from tests import cached_training, published_set
+from tests.killed_training import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,7 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
 
 
 def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(published_run, tmp_path):
-    own = published_run.run.model_copy(update={"outputs_dir": str(tmp_path)})
-    p = published_run.model_copy(update={"run": own})
-    p.run_dir.mkdir(parents=True)
-    for made in (p.cache_dir.name, "split.json"):
-        (p.run_dir / made).symlink_to(published_run.run_dir / made)
+    p = cached_training.moved(published_run, tmp_path)
     notebook = multiprocessing.get_context("spawn").Process(target=trainer.plan, args=(p,))
     notebook.start()
     wait_for(lambda: (p.checkpoints_dir / job.PROBE_FILE).exists())
@@ -115,13 +111,6 @@ def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(publi
     assert trained.record["training"]["learning_rate"] == 2e-3
     assert job.running(p) is None and len({first, second, os.getpid()}) == 3
     assert not (p.run_dir / "adapter_blind").exists()
-
-
-def wait_for(condition, seconds=300):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

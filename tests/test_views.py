@@ -12,10 +12,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.training.feed.loader import Loader, Order
-from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.views import Black, OneCamera, Shuffled
-from tests import training_set
 from tests.test_memmap import write_cache
 from tests.training_set import Stripes
 
@@ -138,33 +135,6 @@ def test_a_camera_that_is_not_in_the_grid_is_refused(windows):
         OneCamera(windows, "camera_cross_left_120fov")
 
 
-def test_the_windows_stay_as_they_are(windows):
-    before = [np.array(windows.frames(i)) for i in range(len(windows))]
-    for view in views_of(windows):
-        for index in range(len(windows)):
-            view.frames(index)
-    assert all(np.array_equal(windows.frames(i), each) for i, each in enumerate(before))
-
-
 def test_a_view_goes_to_another_process():
     view = pickle.loads(pickle.dumps(Shuffled(Stripes(4), 3)))
     assert np.array_equal(view.frames(2), Shuffled(Stripes(4), 3).frames(2))
-
-
-def test_a_training_on_black_windows_reads_them_through_the_loader():
-    windows, talk = Stripes(8), training_set.conversation()
-    order = Order(num_windows=8, batch_size=2, num_batches=6, seed=1)
-
-    def batches(seen):
-        with Loader(seen, order, lambda indices: samples.batch_of(indices, seen, talk)) as loader:
-            for number in range(len(loader)):
-                batch = loader[number]
-                yield batch["frames"].numpy().copy(), batch["labels"].numpy()
-                loader.give_back(batch["frames"])
-
-    for (black, labels), (frames, same) in zip(
-        batches(Black(windows)), batches(windows), strict=True
-    ):
-        assert black.shape == frames.shape == (2, *windows.frame_shape)
-        assert not black.any() and frames.any()
-        assert np.array_equal(labels, same), "the answers to learn are the true ones"

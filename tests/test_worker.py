@@ -1,9 +1,6 @@
 import json
-import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from importlib import util
 from typing import get_args
@@ -13,7 +10,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.params.sections import Reporter
 from avomni_lib.training.backbones import backbone
@@ -21,9 +17,8 @@ from avomni_lib.training.feed import loader
 from avomni_lib.training.fit import checkpoints, worker
 from avomni_lib.training.model import adapter, generate
 from avomni_lib.training.model import load as model
-from avomni_lib.training.prompt import samples
-from avomni_lib.training.prompt.conversation import IGNORED
 from tests import killed_training, training_set
+from tests.killed_training import same_but_for_time
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -33,11 +28,6 @@ def straight(tmp_path_factory, base_folder):
     """A training that nothing interrupts: its parameters and what came out."""
     p = training_set.params(tmp_path_factory.mktemp("straight"), base_folder)
     return p, worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
-
-
-def same_but_for_time(metrics):
-    timed = ("seconds", "cpu_seconds", "data_wait_s", "samples_per_s", "tokens_per_s", "memory_gb")
-    return [{k: v for k, v in line.items() if k not in timed} for line in metrics]
 
 
 def test_training_leaves_an_adapter_that_knows_what_it_was_made_from(straight):
@@ -73,19 +63,6 @@ def test_training_learns_and_says_how_it_went(straight):
     assert trained.choices["optimizer"].value == "adamw_8bit"
 
 
-def test_the_adapter_changes_what_the_model_says(straight):
-    p, trained = straight
-    base = model.load_base(p)
-    talk = samples.conversation_of(p, base.tokenizer, backbone("qwen3_vl"))
-    windows = training_set.Stripes(24)
-    batch = samples.batch_of([0, 1], windows, talk)
-    batch |= talk.inputs(torch.stack([torch.from_numpy(windows.frames(i)) for i in (0, 1)]))
-    with torch.inference_mode():
-        before = float(base.model(**batch).loss)
-        after = float(model.load_adapter(base.model, trained.adapter, p)(**batch).loss)
-    assert after < before
-
-
 # Moments at which a process is killed, one after another, each going on from what the last one
 # left; (event, part of a path, which time).
 DEATHS = [
@@ -111,14 +88,10 @@ def test_the_optimizers_state_is_in_8_bit(straight):
 
 def test_killed_anywhere_it_ends_with_the_same_bytes(straight, base_folder, tmp_path):
     _, expected = straight
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.killed_training"])
     starts = []
     for death in DEATHS:
-        process = context.Process(target=killed_training.train, args=(tmp_path, base_folder, death))
-        process.start()
-        process.join(timeout=120)
-        assert process.exitcode == -signal.SIGKILL, f"it was not killed at {death}"
+        killed = killed_training.exit_code(killed_training.train, tmp_path, base_folder, death)
+        assert killed == -signal.SIGKILL, f"it was not killed at {death}"
         found = sorted(path.name for path in tmp_path.glob("test/checkpoints/*/checkpoint-*"))
         starts.append(found)
         assert not adapter.adapter_dir(training_set.params(tmp_path, base_folder)).exists()
@@ -141,23 +114,6 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(straight, base_folder, tmp_
     assert not list(tmp_path.rglob("partial")) and not list(tmp_path.rglob("*.unfinished"))
 
 
-def test_a_checkpoint_without_its_name_is_not_believed(straight, base_folder, tmp_path):
-    """What transformers would leave behind when it is killed: a folder that lacks its end."""
-    p, trained = straight
-    shutil.copytree(p.run_dir, tmp_path / "test")
-    (folder,) = (tmp_path / "test" / "checkpoints").iterdir()
-    (folder / "partial").mkdir()
-    (folder / "checkpoint-6").rename(folder / "partial" / "checkpoint-6")
-    (folder / "partial" / "checkpoint-6" / "optimizer.pt").unlink()
-
-    again = worker.work(
-        training_set.params(tmp_path, base_folder),
-        windows=training_set.Stripes(killed_training.NUM_WINDOWS),
-    )
-    assert again.figures["resumed_from_step"] == 4
-    assert (again.adapter / WEIGHTS).read_bytes() == (trained.adapter / WEIGHTS).read_bytes()
-
-
 def test_other_parameters_begin_another_training(straight, base_folder, tmp_path):
     p, trained = straight
     shutil.copytree(p.run_dir, tmp_path / "test")
@@ -169,7 +125,9 @@ def test_other_parameters_begin_another_training(straight, base_folder, tmp_path
         ).figures["resumed_from_step"]
 
     assert again(max_steps=2) == 0
-    assert again(save_steps=3) == 6, "how often it saves changes nothing about what is learned"
+    # How often it saves, and how it divides a step, changes nothing about what is learned.
+    split = {"batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}
+    assert again(save_steps=3, **split) == 6
     assert (tmp_path / "test" / "adapter" / WEIGHTS).read_bytes() == (
         trained.adapter / WEIGHTS
     ).read_bytes()
@@ -282,12 +240,6 @@ def test_damaged_data_stops_the_training_with_its_own_words(base_folder, tmp_pat
         worker.work(p, windows=Damaged(24))
 
 
-def test_a_sample_that_is_too_long_is_refused_before_the_first_step(base_folder, tmp_path):
-    p = training_set.params(tmp_path, base_folder, model={"max_seq_length": 100})
-    with pytest.raises(AvomniError, match="model.max_seq_length is 100"):
-        worker.work(p, windows=training_set.Stripes(24))
-
-
 def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path, monkeypatch):
     """What is said at each checkpoint is dictated here; windows, steps and weights are real."""
     errors = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
@@ -344,47 +296,6 @@ def test_held_out_windows_that_are_not_there_are_missed(base_folder, tmp_path):
     p = training_set.params(tmp_path, base_folder, training={"heldout_windows": 2})
     with pytest.raises(AvomniError, match="no clip of the split 'val' has a window"):
         worker.work(p, windows=training_set.Stripes(24), held_out=training_set.Stripes(0))
-
-
-def test_smaller_batches_or_checkpointing_go_on_with_the_same_training(
-    straight, base_folder, tmp_path
-):
-    p, trained = straight
-    shutil.copytree(p.run_dir, tmp_path / "test")
-    training = {"batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}
-    smaller = training_set.params(tmp_path, base_folder, training=training)
-    again = worker.work(smaller, windows=training_set.Stripes(24))
-    assert again.figures["resumed_from_step"] == 6
-    assert again.record == trained.record
-
-
-def test_two_processes_go_on_where_one_stopped_and_take_no_sample_twice(
-    straight, base_folder, tmp_path
-):
-    p, trained = straight
-    shutil.copytree(p.run_dir, tmp_path / "test")
-    shutil.rmtree(tmp_path / "test" / "adapter")
-    (folder,) = (tmp_path / "test" / "checkpoints").iterdir()
-    shutil.rmtree(folder / "checkpoint-6")
-    told = {"outputs": str(tmp_path), "base": str(base_folder), "training": {"num_processes": 2}}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    ran = subprocess.run(
-        [*launch, "2", "-m", "tests.ranked_training", json.dumps(told)],
-        capture_output=True,
-        text=True,
-        cwd=files.PROJECT_ROOT,
-    )
-    assert ran.returncode == 0, ran.stderr
-    order = loader.Order(killed_training.NUM_WINDOWS, 2, 12, p.run.seed)
-    left = [index for number in range(8, 12) for index in order[number]]
-    ranks = [json.loads((tmp_path / f"read-{rank}.json").read_text()) for rank in (0, 1)]
-    assert [len(read) for read in ranks] == [4, 4]
-    assert sorted(ranks[0] + ranks[1]) == sorted(left), "each window of the last two steps once"
-    weights = (tmp_path / "test" / "adapter" / WEIGHTS).read_bytes()
-    assert weights == (trained.adapter / WEIGHTS).read_bytes(), "a sum of two has no order"
-    metrics = checkpoints.Metrics(folder / checkpoints.METRICS_FILE).read()
-    for name in ("step", "loss", "grad_norm"):
-        assert [line[name] for line in metrics] == [line[name] for line in trained.metrics]
 
 
 def test_metrics_are_told_to_tensorboard_and_told_anew_after_a_restart(base_folder, tmp_path):
@@ -465,40 +376,9 @@ def test_what_a_loaded_model_was_used_for_before_changes_nothing(straight, tmp_p
     assert again.choices == alone.choices
 
 
-def test_the_bar_moves_by_one_a_step(base_folder, tmp_path, kept_bars):
-    kept, bars = kept_bars
-    p = training_set.params(tmp_path, base_folder, training={"max_steps": 3})
-    windows = training_set.Stripes(24)
-    worker.work(p, progress=kept, windows=windows)
-    worker.work(p, progress=kept, windows=windows)
-    assert [(bar.total, bar.count, bar.unit) for bar in bars] == [(3, 3, "step")] * 2
-
-
 def test_gradients_are_recomputed_to_the_same_end(straight, base_folder, tmp_path):
     _, trained = straight
     p = training_set.params(tmp_path, base_folder, training={"gradient_checkpointing": True})
     again = worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
     losses = [[line["loss"] for line in each.metrics] for each in (again, trained)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
-
-
-def test_the_loss_of_a_step_is_that_of_its_answers(straight):
-    # The first step is taken before anything is learned, so the base model has the same loss: the
-    # mean over all answer tokens of the step's windows, however they are spread over its batches.
-    p, trained = straight
-    order = loader.Order(killed_training.NUM_WINDOWS, 2, 12, p.run.seed)
-    base, windows = model.load_base(p), training_set.Stripes(killed_training.NUM_WINDOWS)
-    talk = samples.conversation_of(p, base.tokenizer, backbone("qwen3_vl"))
-    total = count = 0
-    for index in order[0] + order[1]:
-        batch = samples.batch_of([index], windows, talk)
-        batch |= talk.inputs(torch.from_numpy(windows.frames(index))[None])
-        labels = batch.pop("labels")[0, 1:]
-        with torch.inference_mode():
-            logits = base.model(**batch).logits[0, :-1].float()
-        said = labels != IGNORED
-        total += float(
-            torch.nn.functional.cross_entropy(logits[said], labels[said], reduction="sum")
-        )
-        count += int(said.sum())
-    assert trained.metrics[0]["loss"] == pytest.approx(total / count, rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import trl
 from avomni_lib.dataset import cameras
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Video, backbone
+from avomni_lib.training.model import adapter, load, place
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import Conversation, prompt_text
 from avomni_lib.training.targets import target
 
@@ -101,6 +104,23 @@ def conversation(
         videos=[Video(tuple(number / HZ for number in range(FRAMES)), HEIGHT, WIDTH)],
         max_seq_length=max_seq_length,
     )
+
+
+def logits(model: Any, talk: Conversation, windows: Any, indices: Sequence[int]) -> Any:
+    """(tokens, vocabulary): what a model predicts for windows with their true answers."""
+    import torch
+
+    batch = samples.batch_of(indices, windows, talk)
+    lengths = [len(samples.sample_of(index, windows, talk)) for index in indices]
+    is_token = torch.arange(batch.pop("labels").shape[1]) < torch.tensor(lengths)[:, None]
+    batch |= talk.inputs(torch.stack([torch.from_numpy(windows.frames(i)) for i in indices]))
+    with torch.inference_mode():
+        return model(**batch).logits[is_token]
+
+
+def apart(left: Any, right: Any) -> float:
+    """Their difference, rms, in units of the right one's spread."""
+    return float((left - right).pow(2).mean().sqrt() / right.std())
 
 
 def text_config(tokenizer: Any, **numbers: Any) -> dict[str, Any]:
@@ -193,3 +213,20 @@ def params(outputs: Path, base: Path, **changes: dict) -> Params:
     for section, keys in changes.items():
         values[section] = values.get(section, {}) | keys
     return Params.from_values(values)
+
+
+def make_adapter(p: Params) -> Any:
+    """Write an adapter of random numbers, large enough that it changes what is said; returns the
+    model with it."""
+    import torch
+
+    base = load.load_base(p)
+    tuned = load.add_adapter(base.model, p, backbone("qwen3_vl", base.model.config))
+    torch.manual_seed(0)
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1)
+    digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
+    record = adapter.record_of(p, Stripes(8), conversation(), digest, base.choices)
+    adapter.export(tuned, adapter.adapter_dir(p), record)
+    return tuned

@@ -13,7 +13,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
 
 from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.training.backbones import Video, backbone
-from avomni_lib.training.prompt.conversation import IGNORED, Conversation, collate
+from avomni_lib.training.prompt.conversation import IGNORED, Conversation, padded
 from avomni_lib.training.prompt.history import text_of
 from avomni_lib.training.targets import Target, target
 from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
@@ -371,7 +371,7 @@ def _windows(
         frames.append(window)
         paths.append(path_of(driven))
         samples.append(talk.sample(talk.target.render(driven), history))
-    batch = collate(samples, talks[0].tokenizer.pad_token_id)
+    batch = padded(samples, talks[0].tokenizer.pad_token_id)
     batch |= talks[0].inputs(torch.from_numpy(np.stack(frames)))
     return batch, torch.tensor(np.array(paths), dtype=torch.float32)
 

@@ -113,7 +113,6 @@ def number_rows(numbers: Sequence[Number], width: int, seed: int) -> torch.Tenso
 
 
 def start(words: Qwen2Tokenizer, seed: int) -> Qwen3VLForConditionalGeneration:
-    """The model with its initial weights."""
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config(words))
     weight = model.model.visual.patch_embed.proj.weight

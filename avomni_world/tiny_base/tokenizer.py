@@ -21,35 +21,17 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 # Qwen3-VL's special tokens in the order of their ids there, 151643 to 151668. Special ones are left
 # out of decoded text; an answer's <think> is not.
 # Source: added_tokens_decoder of Qwen/Qwen3-VL-8B-Instruct's tokenizer_config.json.
-SPECIAL_TOKENS = {
-    "<|endoftext|>": True,
-    "<|im_start|>": True,
-    "<|im_end|>": True,
-    "<|object_ref_start|>": True,
-    "<|object_ref_end|>": True,
-    "<|box_start|>": True,
-    "<|box_end|>": True,
-    "<|quad_start|>": True,
-    "<|quad_end|>": True,
-    "<|vision_start|>": True,
-    "<|vision_end|>": True,
-    "<|vision_pad|>": True,
-    "<|image_pad|>": True,
-    "<|video_pad|>": True,
-    "<tool_call>": False,
-    "</tool_call>": False,
-    "<|fim_prefix|>": False,
-    "<|fim_middle|>": False,
-    "<|fim_suffix|>": False,
-    "<|fim_pad|>": False,
-    "<|repo_name|>": False,
-    "<|file_sep|>": False,
-    "<tool_response>": False,
-    "</tool_response>": False,
-    "<think>": False,
-    "</think>": False,
-}
-
+_SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+_PLAIN = (
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
+    *("<think>", "</think>"),
+)
+SPECIAL_TOKENS = dict.fromkeys(_SPECIAL, True) | dict.fromkeys(_PLAIN, False)
 FARTHEST_M = 160  # forward; larger distances, or more to the side, take a few more tokens
 WIDEST_M = 28
 BACK_M = 40  # of a past position; these whole metres are one token
@@ -73,7 +55,6 @@ class Number:
 
 
 def waypoint_tokens() -> tuple[Number, ...]:
-    """The pieces of waypoints."""
     forward = [
         Number(f" ({tenth // 10}.{tenth % 10}", 0, tenth) for tenth in range(10 * FARTHEST_M)
     ]

@@ -131,7 +131,7 @@ def rates(windows: Windows, data: MapDataset) -> dict:
         "rounds_samples_a_second": {
             name: [round(each, 1) for each, _ in rounds] for name, rounds in found.items()
         },
-        "memory_mb": round(ours.memory_bytes / 1e6, 1),
+        "memory_mb": round(sum(buffer.frames.nbytes for buffer in ours._ring) / 1e6, 1),
     }
 
 

@@ -96,7 +96,7 @@ def timeline_of_steps(subject: Subject) -> dict[str, Any]:
     case, trace = CASES["4cam"], subject.folder / "trace.json"
     p = case.params(subject)
     p = p.model_copy(update={"training": p.training.model_copy(update={"max_steps": 3})})
-    train(p, subject.windows(case.setup), timeline.recorder(trace))
+    train(p, subject.windows(case.setup), timeline.Recorder(trace, p.training.max_steps))
     return timeline.summary(timeline.read(trace))
 
 

@@ -7,12 +7,11 @@ that the steps are hardly slower than without.
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from avomni_lib.plan import Bar
 
 LARGE = 10 << 20  # bytes; a batch's frames are 44 MB, everything else that is copied is small
 Interval = tuple[float, float]
@@ -27,25 +26,29 @@ KINDS = {
 }
 
 
-def recorder(path: Path) -> type[Bar]:
-    """A bar that records from the end of a training's first step to the end of its last."""
+class Recorder(threading.Event):
+    """Records from the end of a training's first step to the end of its last.
 
-    class Recorder(Bar):
-        profiler = None
+    It is given to the training as the event that stops it, which is asked after each step; it is
+    never set.
+    """
 
-        def update(self, amount: float = 1, note: str = "") -> None:
-            super().update(amount, note)
-            if self.count == 1:
-                from torch.profiler import ProfilerActivity, profile
+    def __init__(self, path: Path, num_steps: int):
+        super().__init__()
+        self.path, self.num_steps, self.count = path, num_steps, 0
+        self.profiler: Any = None
 
-                self.profiler = profile(activities=[ProfilerActivity.CUDA])
-                self.profiler.start()
-            elif self.count == self.total and self.profiler:
-                self.profiler.stop()
-                self.profiler.export_chrome_trace(str(path))
-                self.profiler = None
+    def is_set(self) -> bool:
+        self.count += 1
+        if self.count == 1:
+            from torch.profiler import ProfilerActivity, profile
 
-    return Recorder
+            self.profiler = profile(activities=[ProfilerActivity.CUDA])
+            self.profiler.start()
+        elif self.count == self.num_steps:
+            self.profiler.stop()
+            self.profiler.export_chrome_trace(str(self.path))
+        return False
 
 
 def read(path: Path) -> list[dict[str, Any]]:

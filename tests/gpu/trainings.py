@@ -9,6 +9,7 @@ import gc
 import shutil
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar
 from tests.gpu.subject import BATCH, Subject
 
 WARM_UP = 3  # steps that are not counted: kernels are loaded, memory grows to its size
@@ -112,11 +112,11 @@ def run(case: Case, subject: Subject) -> dict[str, Any]:
     return found
 
 
-def train(p: Params, windows: Any, progress: type[Bar] = Bar) -> Any:
+def train(p: Params, windows: Any, stop: threading.Event | None = None) -> Any:
     """The project's training in this process: an object with adapter, metrics, choices, figures."""
     from avomni_lib.training.fit import worker
 
-    return worker.work(p, progress, windows=windows)
+    return worker.work(p, windows=windows, stop=stop)
 
 
 def arithmetic(

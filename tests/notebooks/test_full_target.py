@@ -10,8 +10,8 @@ from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.ladder import ROWS
 from avomni_lib.params import Params
 from avomni_lib.training.targets import target
-from avomni_lib.training.targets.full import summary_of
 from tests.notebooks.small_run import avomni, write_params
+from tests.test_targets_full import summary_of
 
 # What motion alone cannot say has no row of motion.
 ASKED = [name for name in ROWS if name not in ("constant_velocity", "ctra", "ego_motion")]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import decoder, layers, squares
 from avomni_lib.training.backbones.shared.base import Video, refuse_other_model
-from avomni_lib.training.backbones.shared.size import ModelSize, Vision, is_stored_4bit
+from avomni_lib.training.backbones.shared.size import ModelSize, Vision
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,6 @@ class InternVL(squares.InSquares):
     """The numbers of one InternVL; the defaults are those of every released size.
 
     Attributes:
-        image_size: Side of the vision tower's squares, px.
-        patch_size: Side of its patches, px.
         downsample_ratio: Ratio of vision tokens to patches along a side.
     """
 
@@ -135,7 +133,7 @@ class InternVL(squares.InSquares):
         embedding = model.get_input_embeddings().weight
         model.config.tie_word_embeddings = model.lm_head.weight is embedding
         if fuse:
-            layers.fuse_norms(model.model.language_model)
+            layers.fuse(model.model.language_model)
 
     @classmethod
     def size(cls, config: Mapping[str, Any]) -> ModelSize:
@@ -145,7 +143,6 @@ class InternVL(squares.InSquares):
         return ModelSize(
             decoder.language(text, tied),
             _tower(vision, text["hidden_size"], ratio),
-            stored_4bit=is_stored_4bit(config),
         )
 
     @classmethod

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import decoder, layers, squares
 from avomni_lib.training.backbones.shared.base import Video, refuse_other_model
-from avomni_lib.training.backbones.shared.size import ModelSize, Vision, is_stored_4bit
+from avomni_lib.training.backbones.shared.size import ModelSize, Vision
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,6 @@ class LlavaOnevision(squares.InSquares):
     """The numbers of one LLaVA-OneVision; the defaults are those of every released size.
 
     Attributes:
-        image_size: Side of the vision tower's squares, px.
         patch_size: Side of its patches, px; the remainder of a square at the right and bottom, 6 px
             of 384, is ignored.
     """
@@ -147,7 +146,7 @@ class LlavaOnevision(squares.InSquares):
         """
         layers.keep_used(model.model.vision_tower, model.config.vision_feature_layer)
         if fuse:
-            layers.fuse_norms(model.model.language_model)
+            layers.fuse(model.model.language_model)
 
     @classmethod
     def size(cls, config: Mapping[str, Any]) -> ModelSize:
@@ -163,7 +162,6 @@ class LlavaOnevision(squares.InSquares):
                 num_layers=1 if isinstance(layers, int) else len(layers),
                 bias=config.get("multimodal_projector_bias", True),
             ),
-            stored_4bit=is_stored_4bit(config),
         )
 
     @classmethod

@@ -30,7 +30,7 @@ from avomni_lib.training.backbones.qwen3_vl import (
 )
 from avomni_lib.training.backbones.shared import decoder
 from avomni_lib.training.backbones.shared.base import Video
-from avomni_lib.training.backbones.shared.size import Block, Language, ModelSize, is_stored_4bit
+from avomni_lib.training.backbones.shared.size import Block, Language, ModelSize
 
 THINK_START, THINK_END = "<think>", "</think>"
 NO_THOUGHT = f"{THINK_START}\n\n{THINK_END}\n\n"
@@ -87,7 +87,7 @@ class Qwen35(Qwen3VL):
         tied = bool(config.get("tie_word_embeddings", False))
         language = Language(text["hidden_size"], blocks(text), text["vocab_size"], tied)
         vision = tower(config["vision_config"], deepstack=0)
-        return ModelSize(language, vision, stored_4bit=is_stored_4bit(config))
+        return ModelSize(language, vision)
 
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:

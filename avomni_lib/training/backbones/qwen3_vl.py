@@ -24,7 +24,6 @@ from avomni_lib.training.backbones.shared.size import (
     ModelSize,
     Vision,
     VisionWork,
-    is_stored_4bit,
 )
 
 if TYPE_CHECKING:
@@ -255,7 +254,7 @@ class Qwen3VL(Backbone):
             tied=bool(config.get("tie_word_embeddings", False)),
         )
         deepstack = len(vision.get("deepstack_visual_indexes", ()))
-        return ModelSize(language, tower(vision, deepstack), stored_4bit=is_stored_4bit(config))
+        return ModelSize(language, tower(vision, deepstack))
 
     @classmethod
     def blocks(cls, text: Mapping[str, Any]) -> tuple[Block, ...]:

@@ -37,7 +37,6 @@ TORCH_FIX = "the torch that the line `platform` names, or a later one"
 
 
 def run(on: str) -> list[DoctorFinding]:
-    """All probes."""
     steps = [optimizer_step(name, on) for name in OPTIMIZERS]
     return [four_bit_linear(on), *steps, vision_attention(on), text_attention(on)]
 

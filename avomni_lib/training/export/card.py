@@ -93,7 +93,6 @@ def commands(
     record: Mapping[str, Any],
     kind: str = "adapter",
     folder: str | None = None,
-    base: str | None = None,
 ) -> dict[str, list[str]]:
     """Commands for `vllm` and `llama.cpp`; empty lists if they do not support the model.
 
@@ -101,7 +100,6 @@ def commands(
         record: `adapter.record_of`, with `dtype` for a merged model.
         kind: "adapter" or "merged".
         folder: Its folder; None is a placeholder.
-        base: Location of the base model; None is that of its name.
     """
     folder = shlex.quote(folder or f"PATH/TO/{kind}")
     length = f"--max-model-len {record['model']['max_seq_length']} {record['server_arguments']}"
@@ -114,7 +112,7 @@ def commands(
             f"{convert} --outfile mmproj-{SERVED_NAME}.gguf --mmproj",
         ]
     else:
-        base = shlex.quote(base or base_place(record["base_model"]))
+        base = shlex.quote(base_place(record["base_model"]))
         rank = record["model"]["lora_rank"]
         room = next((size for size in VLLM_RANKS if size >= rank), rank)
         adapter = f"--enable-lora --lora-modules {SERVED_NAME}={folder} --max-lora-rank {room}"

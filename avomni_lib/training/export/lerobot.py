@@ -338,7 +338,6 @@ class _Video:
         return place
 
     def close(self) -> None:
-        """Finish the open file."""
         if self._container is not None:
             self._container.mux(self._stream.encode())
             self._container.close()

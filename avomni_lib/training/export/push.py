@@ -27,9 +27,8 @@ def push(
     figures: Mapping[str, Any] | None = None,
     *,
     share_confidential: bool = False,
-    private: bool = True,
 ) -> dict[str, Any]:
-    """Upload the run's adapter to `repo_id` as one commit; creates the repository if needed.
+    """Upload the run's adapter to `repo_id` as one commit; creates a private repository if needed.
 
     Its card also has 05's times, memory and energy, unlike the one in the run's folder.
 
@@ -37,7 +36,6 @@ def push(
         repo_id: `owner/name` of a model repository.
         figures: Figures of 05, for the card.
         share_confidential: Allow uploading an adapter that was trained on confidential clips.
-        private: Whether a new repository is private.
 
     Returns:
         `url`, `commit`, `files` and `private`.
@@ -63,7 +61,7 @@ def push(
     operations += [CommitOperationAdd(name, str(path)) for name, path in sent.items()]
     api = HfApi(endpoint=p.dataset.endpoint)
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, private=True, exist_ok=True)
         made = api.create_commit(
             repo_id, operations, commit_message=f"Adapter of run {p.run.name}, by AV-Omni"
         )
@@ -85,5 +83,5 @@ def push(
         "url": str(made.repo_url),
         "commit": made.oid,
         "files": [CARD, *sent],
-        "private": private,
+        "private": True,
     }

@@ -45,10 +45,7 @@ class Order:
     batch is full and a training can be resumed at any of them.
 
     Attributes:
-        num_windows: Number of windows.
-        batch_size: Windows in a batch of one rank.
         num_batches: Batches of each rank in the whole run.
-        seed: Seed of the shuffles.
         rank, num_ranks: This process's rank if several train together.
     """
 
@@ -79,13 +76,6 @@ def _shuffled(num_windows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_windows)
 
 
-class DeviceEvent(Protocol):
-    """A pending operation on a device, such as a `torch.cuda.Event`."""
-
-    def synchronize(self) -> None:
-        """Wait until it is complete."""
-
-
 @dataclass(eq=False, slots=True)
 class _Buffer:
     """A buffer of the ring.
@@ -96,7 +86,7 @@ class _Buffer:
     """
 
     frames: torch.Tensor
-    after: DeviceEvent | None = None
+    after: torch.cuda.Event | None = None
 
 
 class Loader:
@@ -107,11 +97,10 @@ class Loader:
     that the caller has waited. Not thread-safe.
 
     Frames are stored in a ring of depth + held + 1 buffers of the largest batch, allocated at the
-    first batch. Nothing else depends on a window's size: see `memory_bytes`.
+    first batch (page-locked ones rounded up to a power of two bytes). Nothing else depends on a
+    window's size.
 
     Args:
-        windows: Source of the frames.
-        batches: The windows of each batch.
         tokens: Windows of a batch -> its tensors except the frames; called by the thread.
         depth: Number of prefetched batches.
         held: Number of batches that the caller keeps before it gives one back.
@@ -135,14 +124,6 @@ class Loader:
         self._lent: dict[int, _Buffer] = {}  # address -> buffer, held by the caller
         self._thread: threading.Thread | None = None
         self._next = 0
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of the ring: (depth + held + 1) · B · T · H · W · 3, B of the largest batch."""
-        num_bytes = math.prod(self._shape)
-        if self.pin:  # PyTorch rounds page-locked buffers up to a power of two
-            num_bytes = 1 << (num_bytes - 1).bit_length()
-        return self._num_buffers * num_bytes
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -173,7 +154,7 @@ class Loader:
             self.close()
         return {**made, "frames": frames}
 
-    def give_back(self, frames: torch.Tensor, after: DeviceEvent | None = None) -> None:
+    def give_back(self, frames: torch.Tensor, after: torch.cuda.Event | None = None) -> None:
         """Return a batch's frames, whose memory is reused for a later batch.
 
         Args:
@@ -219,7 +200,6 @@ class Loader:
 
     @functools.cached_property
     def _shape(self) -> tuple[int, ...]:
-        """Shape of the largest batch."""
         if isinstance(self.batches, Order):  # no need to shuffle the whole run for it
             largest = self.batches.batch_size
         else:

@@ -188,12 +188,10 @@ class Metrics:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def _history_of(checkpoint: Path) -> list[dict[str, float]]:
-    """The held-out figures up to a checkpoint."""
     path = checkpoint / HISTORY_FILE
     return files.read_json(path) if path.exists() else []
 

@@ -29,8 +29,6 @@ class HeldOut:
 
     Attributes:
         windows: Windows of the split `val`.
-        indices: Indices of the chosen windows.
-        conversation: The conversation of the training.
         fallback: Replaces an answer that cannot be read: the mean of the training windows.
         max_new_tokens: Limit of an answer.
     """

@@ -65,7 +65,6 @@ class Trained:
 
     Attributes:
         adapter: Folder of the adapter, with `record.json`.
-        record: The adapter's record.
         metrics: One dictionary per line of `metrics.jsonl`: step, epoch, loss, token_accuracy,
             learning_rate, grad_norm; since the previous line seconds, cpu_seconds, data_wait_s,
             samples_per_s, tokens_per_s; memory_gb, the peak so far; with a card also gpu_busy_pct,

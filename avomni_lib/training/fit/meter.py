@@ -1,4 +1,4 @@
-"""Metrics of a running training: metrics.jsonl, the progress bar, and other reporters.
+"""Metrics of a running training: metrics.jsonl and other reporters.
 
 Imports transformers, so import it only after the base model is loaded.
 """
@@ -20,7 +20,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
-from avomni_lib.plan import Bar
 from avomni_lib.training.fit.energy import Sampler
 from avomni_lib.training.fit.sft import WindowTrainer
 
@@ -37,8 +36,6 @@ class Meter(TrainerCallback):
     """Measures every step, and ends the training at a non-finite gradient or on request.
 
     Args:
-        trainer: The trainer whose steps are measured.
-        bar: Advances by one per step.
         every: Steps between lines.
         windows_per_step: Windows per step of all processes.
         num_windows: Windows of one epoch.
@@ -53,7 +50,6 @@ class Meter(TrainerCallback):
     def __init__(
         self,
         trainer: WindowTrainer,
-        bar: Bar,
         *,
         every: int,
         windows_per_step: int,
@@ -64,7 +60,7 @@ class Meter(TrainerCallback):
         cards: Sampler | None = None,
         integration: TrainerCallback | None = None,
     ):
-        self.trainer, self.bar, self.every = trainer, bar, every
+        self.trainer, self.every = trainer, every
         self.windows_per_step, self.num_windows = windows_per_step, num_windows
         self.report, self.stop = report, stop or threading.Event()
         self.pause, self.timed = pause, []
@@ -97,7 +93,6 @@ class Meter(TrainerCallback):
         taken = self._now() - self._since
         self.spent += taken
         self._mark()
-        self.bar.update(1, note=f"loss {logs['loss']:.3f}")
         if self.trainer.checkpoints.writes and state.global_step % self.every == 0:
             line = self._write_line(state.global_step, logs)
             if self.integration:

@@ -44,6 +44,9 @@ def plan(p: Params, probe: bool = True) -> Plan:
     device = choices["device"].value
     scored_by = p.evaluation.protocol
     not_scored = f"none of a clip that {scored_by} scores" if scored_by else ""
+    batch = f"{p.training.batch_size} × {p.training.gradient_accumulation_steps}"
+    if (ranks := p.training.num_processes) > 1:
+        batch += f", on {ranks} processes"
     left_out, causes = samples.left_out(windows), samples.causes_from(windows, conversation.target)
     rows = [
         *p.code_rows(),
@@ -61,7 +64,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
             f"{len(longest):,} of {p.model.max_seq_length:,}",
             f"{conversation.num_vision_tokens:,} vision tokens for {conversation.size}",
         ),
-        ("batch", _batch(p), "windows a step"),
+        ("batch", batch, "windows a step"),
         ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs"),
         ("optimizer", *hardware.optimizer(p.training.optimizer, device)),
     ]
@@ -171,9 +174,3 @@ def _causes(by_source: dict[str, int]) -> list[tuple[str, str, str]]:
         return []
     written, made = (by_source.get(name, 0) for name in ("event", "template"))
     return [("causes", f"{written:,} by people", f"{made:,} by this program's templates")]
-
-
-def _batch(p: Params) -> str:
-    batch, accumulated = p.training.batch_size, p.training.gradient_accumulation_steps
-    ranks = p.training.num_processes
-    return f"{batch} × {accumulated}" + (f", on {ranks} processes" if ranks > 1 else "")

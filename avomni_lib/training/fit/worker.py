@@ -21,7 +21,6 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,6 @@ from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
 from avomni_lib.training.fit import energy, environment, heldout, job
@@ -54,7 +52,6 @@ RANK_0_TELLS_S = 5.0  # time for rank 0 to report after another rank has failed
 
 def work(
     p: Params,
-    progress: type[Bar] = Bar,
     *,
     windows: Any = None,
     held_out: Any = None,
@@ -66,7 +63,6 @@ def work(
     """Train the adapter in this process, resuming from the last intact checkpoint.
 
     Args:
-        progress: One unit per optimizer step.
         windows: Replaces the cache's training windows.
         held_out: Replaces the cache's windows of the split `val`.
         stop: Set it to save a checkpoint after the current step and return.
@@ -83,7 +79,7 @@ def work(
     windows = samples.train_windows(p) if windows is None else windows
     if p.training.blind:
         windows = views.Black(windows)
-    share = Share.of(p)
+    accumulation = _accumulation(p)
     device = load.choose(p)["device"].value
     chosen_optimizer = doctor.optimizer(p.training.optimizer, device)
     # Imported after `load.choose`, as Unsloth has to be imported before TRL.
@@ -99,9 +95,7 @@ def work(
     digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, windows, conversation, digest, base.choices)
     folder = p.checkpoints_dir / files.hash_json(record)[:12]
-    checkpoints = Checkpoints(
-        folder, record, writes=share.rank == 0, kept=p.training.save_total_limit
-    )
+    checkpoints = Checkpoints(folder, record, writes=rank() == 0, kept=p.training.save_total_limit)
     if model.ignored:
         reason = f"{', '.join(model.ignored)} would have changed what is learned"
         choices["environment"] = Choice("left out in part", reason)
@@ -124,7 +118,7 @@ def work(
     if checkpoints.writes:
         integration = meter.integration(p.training.report_to)
         report = meter.reporter(p.training.report_to, p.run.name, folder, done)
-    with _loader(p, windows, conversation, share, steps, device) as batches:
+    with _loader(p, windows, conversation, accumulation, steps, device) as batches:
         trainer = sft.WindowTrainer(
             loader=batches,
             conversation=conversation,
@@ -132,22 +126,18 @@ def work(
             held_out=asked,
             patience=p.training.patience,
             model=tuned,
-            args=sft.arguments_of(p, checkpoints, choices, steps, share.accumulation),
+            args=sft.arguments_of(p, checkpoints, choices, steps, accumulation),
             processing_class=base.tokenizer,
             # Required by SFTTrainer; the loader has the windows.
             train_dataset=sft.Dataset.from_dict({"index": range(len(windows))}),
             data_collator=list,  # never called: batches come from the loader
         )
         trainer.remove_callback(sft.PrinterCallback)
-        cards = Sampler.of(device, share.ranks_here) if checkpoints.writes else None
-        with contextlib.ExitStack() as open_now:
-            bar = open_now.enter_context(progress(total=steps, unit="step", label="training"))
-            if cards:
-                open_now.callback(cards.close)
-            bar.update(done, note="from the last checkpoint" if done else "")
+        ranks_here = environment.by_torchrun("LOCAL_WORLD_SIZE", 1)
+        cards = Sampler.of(device, ranks_here) if checkpoints.writes else None
+        with contextlib.closing(cards) if cards else contextlib.nullcontext():
             watch = meter.Meter(
                 trainer,
-                bar,
                 every=p.training.logging_steps,
                 windows_per_step=estimate.windows_per_step(p),
                 num_windows=len(windows),
@@ -170,7 +160,7 @@ def work(
         "tokens_per_sample": len(longest),
         "trainable_parameters": load.trainable_parameters(trainer.model),
         "peak_memory": hardware.peak_memory(device),
-        "num_processes": share.ranks,
+        "num_processes": ranks(),
     }
     if metrics:
         figures |= _figures(record, metrics, steps, done, device)
@@ -247,38 +237,20 @@ def _whole(checkpoints: Checkpoints, step: int) -> Path:
     return checkpoint
 
 
-@dataclass(frozen=True)
-class Share:
-    """This process's part of a training.
+def _accumulation(p: Params) -> int:
+    """Batches per step of this process.
 
-    Attributes:
-        rank, ranks: Its rank, and the number of ranks.
-        accumulation: Batches per step of this process.
-        ranks_here: Number of ranks on this machine.
+    Raises:
+        AvomniError: the batches of a step do not divide by the number of processes.
     """
-
-    rank: int
-    ranks: int
-    accumulation: int
-    ranks_here: int = 1
-
-    @classmethod
-    def of(cls, p: Params) -> Share:
-        """The share of this process, as set by torchrun.
-
-        Raises:
-            AvomniError: the batches of a step do not divide by the number of processes.
-        """
-        ranks = environment.by_torchrun("WORLD_SIZE", 1)
-        accumulated = p.training.gradient_accumulation_steps
-        if accumulated % ranks:
-            raise AvomniError(
-                f"{accumulated} batches a step cannot be shared among {ranks} processes",
-                where="training.gradient_accumulation_steps",
-                fix=f"make it a multiple of {ranks}, or start another number of processes",
-            )
-        ranks_here = environment.by_torchrun("LOCAL_WORLD_SIZE", 1)
-        return cls(rank(), ranks, accumulated // ranks, ranks_here)
+    num_ranks, accumulated = ranks(), p.training.gradient_accumulation_steps
+    if accumulated % num_ranks:
+        raise AvomniError(
+            f"{accumulated} batches a step cannot be shared among {num_ranks} processes",
+            where="training.gradient_accumulation_steps",
+            fix=f"make it a multiple of {num_ranks}, or start another number of processes",
+        )
+    return accumulated // num_ranks
 
 
 def _pause(
@@ -316,12 +288,12 @@ def _ask(p: Params, name: str, model: Any, conversation: Conversation, cache: An
 
 
 def _loader(
-    p: Params, windows: Any, conversation: Conversation, share: Share, steps: int, device: str
+    p: Params, windows: Any, conversation: Conversation, accumulation: int, steps: int, device: str
 ) -> Loader:
     """All batches of this process, in order."""
     from avomni_lib.training.feed.loader import Loader, Order
 
-    batch_size, accumulation = p.training.batch_size, share.accumulation
+    batch_size = p.training.batch_size
     return Loader(
         windows,
         Order(
@@ -329,8 +301,8 @@ def _loader(
             batch_size,
             steps * accumulation,
             p.run.seed,
-            rank=share.rank,
-            num_ranks=share.ranks,
+            rank=rank(),
+            num_ranks=ranks(),
         ),
         lambda indices: samples.batch_of(indices, windows, conversation),
         depth=max(2, accumulation),  # the trainer draws all batches of a step at once
@@ -341,6 +313,10 @@ def _loader(
 
 def rank() -> int:
     return environment.by_torchrun("RANK", 0)
+
+
+def ranks() -> int:
+    return environment.by_torchrun("WORLD_SIZE", 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

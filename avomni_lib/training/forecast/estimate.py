@@ -114,6 +114,7 @@ def plan_run(p: Params) -> Plan:
     steps = optimizer_steps(p, train_windows)
     length, hz = p.processing.sequence_length, p.processing.sample_hz
     limit = p.model.max_seq_length
+    batch = f"{p.training.batch_size} × {p.training.gradient_accumulation_steps}"
 
     warnings = [*few_steps_warning(p, steps), *episode_warnings(p)]
     if module := hardware.missing_module(p.training.optimizer):
@@ -157,7 +158,11 @@ def plan_run(p: Params) -> Plan:
             f"{tokens.total:,} of {limit:,}",
             f"{tokens.vision:,} vision tokens; {tokens.text:,} of text, estimated",
         ),
-        ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs, {_batch(p)}"),
+        (
+            "optimizer steps",
+            f"{steps:,}",
+            f"{p.training.num_epochs:g} epochs, {batch} windows a step",
+        ),
     ]
     figures = {
         "num_chunks": raw.num_chunks,
@@ -231,13 +236,6 @@ def training_rows(
         rows, warnings, figures = _memory(p, size, tokens, device, probe, capacity)
     step_s, known = None, ""
     if probe is not None:
-        seen = after(p, probe, steps, device)
-        predicted = {"seconds": seen["seconds"]}
-        if device == "cpu":  # there the whole process is measured, not only tensors
-            predicted["memory_gb"] = seen["memory_gb"]
-        elif size is not None:
-            predicted["memory_gb"] = figures["memory_gb"]
-        figures |= {"probed": seen, "predicted": predicted}
         step_s, known = probe.seconds_per_step, "as timed on this machine"
     elif size is not None and device != "cpu":
         step_s = expected_seconds(p, size, tokens)
@@ -249,9 +247,20 @@ def training_rows(
             f"{high:.0f} %: estimated, not measured"
         )
     if step_s is not None:
-        hours = steps * step_s / 3600
-        paid = cost(p, hours)
-        figures |= {"train_hours": round(hours, 3)} | paid
+        hours, price = steps * step_s / 3600, p.run.price_per_hour
+        spent = {"train_hours": round(hours, 3)}
+        spent |= {} if price is None else {"train_cost": round(price * hours, 2)}
+        if probe is not None:
+            # On a CPU the whole process is compared, and not only tensors; in CPU seconds, as cores
+            # may be shared with others.
+            timed = probe.cpu_seconds_per_step if device == "cpu" else step_s
+            probed = {"memory_gb": round(probe.peak_bytes / 1e9, 3)}
+            probed["seconds"] = round(steps * timed, 1)
+            predicted = probed if device == "cpu" else {"seconds": probed["seconds"]}
+            if device != "cpu" and size is not None:
+                predicted["memory_gb"] = figures["memory_gb"]
+            figures |= {"probed": probed | spent, "predicted": predicted}
+        figures |= spent
         note = f"{steps:,} steps of {step_s:.3g} s, {known}"
         rows.append(("time to train", minutes(steps * step_s), note))
         if (blind := p.blinded()) is not None:
@@ -260,9 +269,9 @@ def training_rows(
                 f"{num:,} steps on black frames, for the ladder; training.blind_steps: 0 spares it"
             )
             rows.append(("and blind", minutes(num * step_s), note))
-        for sum_of_money in paid.values():
-            note = f"of the training, at run.price_per_hour: {p.run.price_per_hour:g}"
-            rows.append(("cost to train", f"{sum_of_money:,.2f}", note))
+        if price is not None:
+            note = f"of the training, at run.price_per_hour: {price:g}"
+            rows.append(("cost to train", f"{spent['train_cost']:,.2f}", note))
     return rows, warnings, figures
 
 
@@ -293,17 +302,13 @@ class Probe:
 
     Attributes:
         seconds_per_step: Wall-clock time of an optimizer step.
-        cpu_seconds_per_step: CPU time of the process, as cores may be shared with others.
+        cpu_seconds_per_step: CPU time of the process.
         peak_bytes: Peak memory, of the device if there is one.
     """
 
     seconds_per_step: float
     cpu_seconds_per_step: float
     peak_bytes: int
-
-    def seconds(self, device: str) -> float:
-        """Time that is compared after the training: on a CPU that of the process."""
-        return self.cpu_seconds_per_step if device == "cpu" else self.seconds_per_step
 
 
 def operations(size: ModelSize, tokens: Tokens, rank: int, targets: Sequence[str]) -> Operations:
@@ -354,23 +359,6 @@ def probe_of(timed: Sequence[Sequence[float]], memory_gb: float) -> dict[str, An
         "cpu_seconds_per_step": cpu_seconds,
         "peak_bytes": round(1e9 * memory_gb),
     }
-
-
-def after(p: Params, probe: Probe, steps: int, device: str = "cuda") -> dict[str, float]:
-    """Figures of the whole training, extrapolated from its first steps."""
-    hours = steps * probe.seconds_per_step / 3600
-    figures = {
-        "memory_gb": round(probe.peak_bytes / 1e9, 3),
-        "seconds": round(steps * probe.seconds(device), 1),
-        "train_hours": round(hours, 3),
-    }
-    return figures | cost(p, hours)
-
-
-def cost(p: Params, hours: float) -> dict[str, float]:
-    """Cost of the hours; empty unless `run.price_per_hour` is set."""
-    price = p.run.price_per_hour
-    return {} if price is None else {"train_cost": round(price * hours, 2)}
 
 
 def compared(
@@ -436,8 +424,3 @@ def _memory(
 def _cache_note(cache: Mapping[str, int], storage: str) -> str:
     others = [f"{name} {gigabytes(size)}" for name, size in cache.items() if name != storage]
     return f"{storage}, each frame once, all splits; as {', '.join(others)}"
-
-
-def _batch(p: Params) -> str:
-    accumulated = p.training.gradient_accumulation_steps
-    return f"{p.training.batch_size} × {accumulated} windows a step"

@@ -18,7 +18,7 @@ applies to transformers and PEFT; savings of Unsloth's layers are not considered
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -139,13 +139,15 @@ def size_of(p: Params) -> ModelSize | None:
     if config.get("model_type") not in kind.model_types:
         raise refuse_other_model(kind, config.get("model_type"))
     try:
-        return kind.size(config)
+        size = kind.size(config)
     except KeyError as error:
         raise AvomniError(
             f"the config of the base model does not say {error.args[0]!r}",
             where=str(path),
             fix="save the checkpoint again with transformers",
         ) from None
+    stored = (config.get("quantization_config") or {}).get("load_in_4bit")
+    return replace(size, stored_4bit=bool(stored))
 
 
 def lora_targets(p: Params) -> tuple[str, ...]:
@@ -231,7 +233,6 @@ def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, in
         patches += batch * len(samples.past_of(p)) * _frame(p)
     embedded = batch * tokens.total * b * size.language.hidden
     kept = tower.kept_layers * num_tokens * b * tower.out
-    held = tower.held_layers * num_patches * b * wide
     # The norms' outputs are float32 under autocast.
     block = (2 * b + FLOAT32) * wide
     # q, k and v, the output and its reshaped copy. Or the MLP.
@@ -244,7 +245,7 @@ def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, in
         copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
         attention = max(3 * b * wide + copies + 4 * FLOAT32 * wide, 9 * b * wide)
     block += max(attention, 2 * b * tower.intermediate)
-    vision = b * values + embedded + kept + held + num_patches * block
+    vision = b * values + embedded + kept + num_patches * block
     return patches, vision, b * values + embedded + kept + num_tokens * b * tower.out
 
 
@@ -260,7 +261,6 @@ def _moments(p: Params, language: Language) -> int:
 
 
 def _frame(p: Params) -> int:
-    """Bytes of one frame of the cache."""
     height, width = grid_size(p)
     return height * width * 3
 

@@ -29,7 +29,6 @@ class Constraint:
     be truncated by max_new_tokens.
 
     Args:
-        tokenizer: The base model's tokenizer.
         end_id: The token that ends an answer.
         patterns: One per row; see `targets.Target.pattern`. Classes such as \\d are ASCII.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from avomni_lib.training.prompt.conversation import Conversation
+
+VIDEO = 2  # of a video's placeholders in transformers' mm_token_type_ids; text is 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,6 @@ def generate_texts(
 
     Args:
         model: A model of the conversation's backbone, with or without LoRA.
-        conversation: The run's prompt and tokens.
         frames: (B, T, H, W, 3) uint8 RGB.
         max_new_tokens: Longer answers are truncated.
         histories: Text of the car's past motion for each window's prompt; None adds no text.
@@ -59,18 +61,24 @@ def generate_texts(
         AvomniError: a prompt is longer than max_seq_length; see `constrained.Constraint`.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
     from transformers import LogitsProcessorList
 
     from avomni_lib.training.model.constrained import Constraint
-    from avomni_lib.training.prompt.conversation import collate
 
     histories = [""] * len(frames) if histories is None else histories
-    prompts = [conversation.prompt(history) for history, _ in zip(histories, frames, strict=True)]
+    prompts = [
+        torch.from_numpy(conversation.prompt(history).input_ids)
+        for history, _ in zip(histories, frames, strict=True)
+    ]
     tokenizer, end_id = conversation.tokenizer, conversation.end_id
-    batch = collate(prompts, tokenizer.pad_token_id, side="left")
-    del batch["labels"]
-    if not conversation.backbone.takes_token_types:
-        del batch["mm_token_type_ids"]
+    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+    batch = {
+        "input_ids": pad(prompts, padding_value=tokenizer.pad_token_id),
+        "attention_mask": pad([torch.ones_like(ids) for ids in prompts]),
+    }
+    if conversation.backbone.takes_token_types:
+        batch["mm_token_type_ids"] = VIDEO * (batch["input_ids"] == conversation.vision_id)
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     batch |= conversation.inputs(_on(model, frames), model.dtype)
     processors = LogitsProcessorList()

@@ -31,6 +31,7 @@ BASE_FILES = (
     *("*.safetensors", "config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "chat_template*"),
 )
+LANGUAGE_MODEL = "language_model"  # part of the full name of each of its modules
 
 
 class Base(NamedTuple):
@@ -252,7 +253,7 @@ def _lora_pattern(model: Any, p: Params, kind: Backbone) -> str:
     layers = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, Linear) and kind.language_model in name.split(".")
+        if isinstance(module, Linear) and LANGUAGE_MODEL in name.split(".")
     ]
     unknown = [
         target for target in named if not any(f".{name}".endswith(f".{target}") for name in layers)
@@ -266,7 +267,7 @@ def _lora_pattern(model: Any, p: Params, kind: Backbone) -> str:
             fix=f"there are {', '.join(ends) or 'none'}",
         )
     # This text is saved with adapters: keep it the same for the backbone's targets.
-    return rf".*{kind.language_model}.*\.({'|'.join(t.replace('.', '[.]') for t in named)})"
+    return rf".*{LANGUAGE_MODEL}.*\.({'|'.join(t.replace('.', '[.]') for t in named)})"
 
 
 def load_adapter(
@@ -336,7 +337,6 @@ def load_weights(tuned: Any, checkpoint: Path) -> None:
 
 
 def trainable_parameters(model: Any) -> int:
-    """Number of trainable parameters."""
     return sum(param.numel() for param in model.parameters() if param.requires_grad)
 
 

@@ -27,25 +27,16 @@ PRIVATE_NAMES = {
 class TrainerHooks:
     """Maps private methods of transformers' Trainer to public hooks.
 
-    A mixin to be placed before the Trainer's class; the derived class defines `prepare`, `save`,
-    `begin` and `load_optimizer`.
+    A mixin to be placed before the Trainer's class. The derived class defines `prepare` (a batch of
+    the loader to the model's inputs), `save` (a checkpoint), `begin` (called after the trainer's
+    state is created or read from a checkpoint) and `load_optimizer` (its state and the scheduler's,
+    if there is a checkpoint).
     """
 
-    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Convert a batch of the loader to the model's inputs."""
-        raise NotImplementedError
-
-    def save(self, by_transformers: Callable[[], None]) -> None:
-        """Write a checkpoint."""
-        raise NotImplementedError
-
-    def begin(self, max_steps: int) -> None:
-        """Called after the trainer's state is created or read from a checkpoint."""
-        raise NotImplementedError
-
-    def load_optimizer(self, checkpoint: str | None) -> None:
-        """Load the states of optimizer and scheduler if there is a checkpoint."""
-        raise NotImplementedError
+    prepare: Callable[[dict[str, Any]], dict[str, Any]]
+    save: Callable[[Callable[[], None]], None]
+    begin: Callable[[int], None]
+    load_optimizer: Callable[[str | None], None]
 
     def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The tensors of a batch on the training's device."""

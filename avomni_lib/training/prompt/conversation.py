@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100  # label without loss, the default of torch's cross entropy
-TEXT, VIDEO = 0, 2  # mm_token_type_ids of transformers
 
 
 def prompt_text(grid: cameras.Grid, target: Target, own_from_s: float = 0.0) -> str:
@@ -83,13 +82,11 @@ class Sample:
     Attributes:
         input_ids: Tokens of the prompt and, for training, of the answer with its end token.
         labels: The same for tokens with loss, -100 for the others.
-        mm_token_type_ids: 2 at the video's placeholders, 0 elsewhere.
         positions: (axes, L) or (L,), positions for the rotary embedding.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
-    mm_token_type_ids: np.ndarray
     positions: np.ndarray
 
     def __len__(self) -> int:
@@ -100,11 +97,7 @@ class Conversation:
     """The conversation of a run: a prompt that is tokenised once, and the answers.
 
     Args:
-        tokenizer: The base model's tokenizer.
         backbone: Defines the chat format and the video placeholders.
-        grid: Cameras and their order.
-        target: The target, whose question is asked.
-        videos: The videos of a window.
         max_seq_length: Limit of tokens; a longer sample is refused.
         own_from_s: See `prompt_text`.
         ego_history: Whether prompts contain the car's past motion, whose text is passed to
@@ -197,8 +190,7 @@ class Conversation:
         labels = ids.copy()
         labels[:num_prompt] = IGNORED
         is_vision = ids == self.vision_id
-        types = np.where(is_vision, VIDEO, TEXT).astype(np.int64)
-        return Sample(ids, labels, types, self.backbone.positions(is_vision, self.videos))
+        return Sample(ids, labels, self.backbone.positions(is_vision, self.videos))
 
     def inputs(self, frames: torch.Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
         """The model's vision inputs of whole windows, computed on the frames' device.
@@ -233,34 +225,6 @@ class Conversation:
         return int(ids[0])
 
 
-def collate(samples: Sequence[Sample], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
-    """Samples padded to the longest, with an attention mask, for generation.
-
-    Training uses `padded` instead, which needs no mask.
-
-    Args:
-        samples: At least one.
-        pad_id: Padding token.
-        side: "right" to train, "left" to generate.
-
-    Returns:
-        input_ids, attention_mask, mm_token_type_ids and labels, each (B, L) int64.
-    """
-    import torch
-
-    if side not in ("left", "right"):
-        raise ValueError(f"{side=}, expected 'left' or 'right'")
-    length = max(map(len, samples))
-    fill = {"input_ids": pad_id, "attention_mask": 0, "mm_token_type_ids": TEXT, "labels": IGNORED}
-    batch = {name: np.full((len(samples), length), value) for name, value in fill.items()}
-    for row, sample in enumerate(samples):
-        place = slice(0, len(sample)) if side == "right" else slice(length - len(sample), length)
-        batch["attention_mask"][row, place] = 1
-        for name in ("input_ids", "mm_token_type_ids", "labels"):
-            batch[name][row, place] = getattr(sample, name)
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
-
-
 def padded(samples: Sequence[Sample], pad_id: int) -> dict[str, torch.Tensor]:
     """Samples padded on the right, one row each, for training.
 
@@ -271,13 +235,11 @@ def padded(samples: Sequence[Sample], pad_id: int) -> dict[str, torch.Tensor]:
         input_ids and labels (B, L) and position_ids (axes, B, L) or (B, L), int64.
     """
     import torch
-
-    length = max(map(len, samples))
+    from torch.nn.utils.rnn import pad_sequence
 
     def fill(rows: Sequence[np.ndarray], value: int) -> torch.Tensor:
-        ends = [((0, 0),) * (row.ndim - 1) + ((0, length - row.shape[-1]),) for row in rows]
-        wide = [np.pad(r, e, constant_values=value) for r, e in zip(rows, ends, strict=True)]
-        return torch.from_numpy(np.stack(wide, axis=-2))
+        columns = pad_sequence([torch.from_numpy(row.T) for row in rows], padding_value=value)
+        return columns.permute(*reversed(range(columns.ndim))).contiguous()
 
     return {
         "input_ids": fill([sample.input_ids for sample in samples], pad_id),

@@ -30,10 +30,8 @@ class Tokens:
     """Numbers of tokens of one sample.
 
     Attributes:
-        vision: Vision tokens.
         text: All other tokens.
         answer: The text tokens that bear the loss.
-        work: The load of the vision tower.
     """
 
     vision: int

@@ -21,7 +21,6 @@ PATTERN = "\n".join(
     [SUMMARY_V1.pattern, META_V1.pattern, FUTURE_V1.pattern, CAUSE + COC_V1.pattern]
 )
 _STRICT = re.compile(PATTERN, re.ASCII)
-_SUMMARY = re.compile(rf"^{SUMMARY_V1.pattern}$", re.ASCII | re.MULTILINE)
 _TITLE = re.compile(r"\bcause\s*:", re.ASCII | re.IGNORECASE)
 
 
@@ -32,12 +31,6 @@ def content_of(truth: Truth) -> Content:
 def write(content: Content) -> str:
     parts = [part.write(content) for part in PARTS[:3]]
     return "\n".join([*parts, CAUSE + COC_V1.write(content)])
-
-
-def summary_of(text: str) -> str | None:
-    """The lines of `summary_v1` within a text, byte for byte."""
-    match = _SUMMARY.search(text)
-    return match[0] if match else None
 
 
 def parse(text: str) -> Content | None:

@@ -60,7 +60,6 @@ class Backbone(ABC):
         side_multiple: A grid's height and width must be multiples of it, px.
         token_px: Side of the square that one vision token covers, px.
         takes_token_types: Whether `generate` takes `mm_token_type_ids`.
-        language_model: Part of the full name of every module of the language model.
         lora_targets: Ends of the names of modules that LoRA adapts by default.
         skip_modules: Modules that are not quantised.
         sixteen_bit_because: Reason why `model.load_in_4bit` is off by default; None if it is on.
@@ -81,7 +80,6 @@ class Backbone(ABC):
     vision_token: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]]
     takes_token_types: ClassVar[bool] = False
-    language_model: ClassVar[str] = "language_model"
     lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
     skip_modules: ClassVar[tuple[str, ...]]
     sixteen_bit_because: ClassVar[str | None] = None
@@ -259,7 +257,6 @@ def check_frames(frames: torch.Tensor) -> None:
 
 
 def refuse_other_model(kind: type[Backbone], model_type: Any) -> AvomniError:
-    """The error for a base model of another family."""
     return AvomniError(
         f"the base model is a {model_type!r}, not a {' or '.join(map(repr, kind.model_types))}",
         where="model.base_model",

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 CONTIGUOUS = "sdpa_contiguous"
-# Classes of transformers that differ only in their names.
-NORMS = ("Qwen3VLTextRMSNorm", "Qwen3VLMoeTextRMSNorm")
-# The same norm in the language models of other families.
-LANGUAGE_NORMS = ("Qwen2RMSNorm", "Qwen3RMSNorm", "LlamaRMSNorm")
-NORMS_AROUND_ONE = ("Qwen3_5RMSNorm",)
-VISION_ATTENTION = ("Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention", "Qwen3_5VisionAttention")
 
 
 def embed_by_one_product(model: Any) -> None:
@@ -36,15 +30,11 @@ def embed_by_one_product(model: Any) -> None:
 
 
 def fuse(model: Any) -> None:
-    """Compute each norm in one kernel, and each attention of the vision tower in one call."""
+    """Compute each norm in one kernel if the device has one, and each attention of Qwen's vision
+    tower in one call."""
     for module in model.modules():
-        kind = type(module).__name__
-        if kind in NORMS:
-            _replace(module, _normalise)
-        elif kind in NORMS_AROUND_ONE:
-            _replace(module, _normalise_around_one)
-        elif kind in VISION_ATTENTION:
-            _replace(module, _attend)
+        if forward := FUSED.get(type(module).__name__):
+            _replace(module, forward)
 
 
 def without_gradients(tower: Any) -> None:
@@ -65,13 +55,6 @@ def keep_used(tower: Any, used: int | Sequence[int]) -> None:
     """
     wanted = (used,) if isinstance(used, int) else tuple(used)
     _replace(tower, functools.partial(_used, wanted))
-
-
-def fuse_norms(language_model: Any) -> None:
-    """Compute each norm of the language model in one kernel, if the device has one."""
-    for module in language_model.modules():
-        if type(module).__name__ in LANGUAGE_NORMS:
-            _replace(module, _normalise)
 
 
 def copy_views(model: Any) -> None:
@@ -194,3 +177,13 @@ def _contiguous(
         module, *copies, attention_mask, **options
     )
     return seen
+
+
+# Class of transformers -> its forward pass.
+FUSED = {
+    **dict.fromkeys(("Qwen3VLTextRMSNorm", "Qwen3VLMoeTextRMSNorm"), _normalise),
+    **dict.fromkeys(("Qwen2RMSNorm", "Qwen3RMSNorm", "LlamaRMSNorm"), _normalise),
+    "Qwen3_5RMSNorm": _normalise_around_one,
+    **dict.fromkeys(("Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention"), _attend),
+    "Qwen3_5VisionAttention": _attend,
+}

@@ -5,10 +5,9 @@ Works for all backbones and without torch. Numbers of weights, not bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,6 @@ class Vision:
             are kept until the language model has run.
         rotates: Whether it has rotary positions, for which queries and keys are float32; otherwise
             learned positions are added once.
-        held_layers: Number of layers whose outputs (as patches) the tower holds at once.
     """
 
     hidden: int
@@ -114,12 +112,6 @@ class Vision:
     values_per_patch: int
     rotates: bool = True
     kept_layers: int = 0
-    held_layers: int = 0
-
-
-def is_stored_4bit(config: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint of a `config.json` holds 4-bit weights already."""
-    return bool((config.get("quantization_config") or {}).get("load_in_4bit"))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,6 @@ class InSquares(Backbone):
         return tuple(Square(number) for number in range(rows * cols))
 
     def num_squares(self, videos: Sequence[Video]) -> int:
-        """Number of squares of a window."""
         return sum(video.num_frames * len(self.squares_of(video)) for video in videos)
 
     def pieces(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int | None:
