@@ -16,7 +16,6 @@ from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.notebook.plots import canvas, tiles
 from avomni_lib.notebook.tiles import widgets
-from avomni_lib.notebook.tiles.choice import OWN_LIST
 from avomni_lib.notebook.tiles.preview import Listed
 from avomni_lib.params import Params
 from tests import cached_run
@@ -153,7 +152,7 @@ def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
 
 
 def test_an_own_list_is_laid_out_in_its_order_and_can_be_written_down(view):
-    view.setup.value = OWN_LIST
+    view.setup.value = widgets.OWN_LIST
     view.controls.cameras.value = ["rear tele", "cross left", "front wide"]
     labels = [cameras.CAMERAS[named(view, *place)[1]].label for place in ((0, 0), (0, 1), (1, 0))]
     assert labels == view.controls.cameras.value

@@ -20,7 +20,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.tiling import FITS
 from avomni_lib.notebook.plots import canvas, tiles
 from avomni_lib.notebook.tiles import params_file
-from avomni_lib.notebook.tiles.choice import OWN_LIST, TilingChoice, cost, in_short
+from avomni_lib.notebook.tiles.choice import TilingChoice, cost, grid_of, in_short
 from avomni_lib.notebook.tiles.preview import Listed, Place, Preview
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan
@@ -29,6 +29,7 @@ from avomni_lib.training.prompt import tokens
 WIDE_PX = 620  # smaller grids are enlarged to about this width, with the motion beside them
 BELOW_PX = 950  # from this width on the motion is below the grid
 CLASS, LABEL, INDENT = "avomni-tiles", "84px", "92px"
+OWN_LIST = "own list"  # cameras in the order of the tiles
 MOST_SHOWN = 400  # clips in the list at a time
 LABELS = {camera.label: camera.name for camera in cameras.CAMERAS}
 STYLE = f"""<style>
@@ -184,10 +185,11 @@ class ChoiceControls(ipywidgets.VBox):
 
     def choice(self) -> TilingChoice:
         setup = self.setup.value
-        own = tuple(LABELS[label] for label in self.cameras.value) if setup == OWN_LIST else ()
-        rows = self._own.cameras if setup == self._own.setup else own
+        grid = cameras.GRIDS.get(setup, self._own.grid)
+        if setup == OWN_LIST:
+            grid = grid_of([LABELS[label] for label in self.cameras.value])
         tile = self.width.value, self.height.value
-        return TilingChoice(setup, rows, tile, self.fit.value, self.rate.value, self.length.value)
+        return TilingChoice(grid, tile, self.fit.value, self.rate.value, self.length.value)
 
 
 class TilePreview(ipywidgets.VBox):
