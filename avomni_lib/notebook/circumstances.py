@@ -67,7 +67,7 @@ class Motions:
     def raw(self, clip_id: str) -> dict[str, np.ndarray] | None:
         """Egomotion during the video, by column; None if its file cannot be read."""
         with contextlib.suppress(AvomniError):
-            clip = _clip(self.p, self.catalog, clip_id, "egomotion")
+            clip = open_there(self.p, self.catalog, clip_id, "egomotion")
             if clip is not None:  # it starts before the video and runs far past it
                 ego, last_us = clip.egomotion(), 1e6 * forecast.clip_seconds(self.p, clip)
                 rows = (ego["timestamp"] >= 0) & (ego["timestamp"] <= last_us)
@@ -129,12 +129,14 @@ def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
 
     catalog = Catalog.of(p)
     camera = cameras.grid(p.vision.cameras).front.name
-    there = [row for row in _chosen(found) if _clip(p, catalog, row["clip_id"], camera) is not None]
+    there = [
+        row for row in _chosen(found) if open_there(p, catalog, row["clip_id"], camera) is not None
+    ]
     frames = []
     for row in (there[place] for place in canvas.evenly(len(there), num)):
         image, reason = None, ""
         try:
-            source = _clip(p, catalog, row["clip_id"], camera).video(camera)
+            source = open_there(p, catalog, row["clip_id"], camera).video(camera)
             image = reader.read_frames(source, np.zeros(1), size=shrunk).images[0]
         except AvomniError as error:
             reason = error.what
@@ -146,7 +148,7 @@ def _chosen(found: Audit) -> list[dict[str, Any]]:
     return [row for row in found.clips if row["state"] != NOT_CHOSEN]
 
 
-def _clip(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:
+def open_there(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:
     """A clip opened in the folder that holds the feature's file; None if there is none."""
     path = catalog.path(feature, catalog.chunk_of(clip_id))
     there = next((folder for folder in runs.raw_folders(p) if (folder / path).exists()), None)

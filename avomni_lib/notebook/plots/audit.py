@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from avomni_lib.notebook.circumstances import NOTHING_THERE, FirstFrame
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.plan import gigabytes
+from avomni_lib.plan import gigabytes, unit_of
 
 if TYPE_CHECKING:
     from avomni_lib.dataset.audit.audit import Audit
@@ -150,7 +150,7 @@ def bytes_by_feature(
     ends, whole, budget = sizes.sum(axis=1), sizes.sum(), budget_gb * 1e9
     picture = canvas.Picture(1000, 170 + 24 * len(sizes))
     bars, below = picture.subplots(2, 1, height_ratios=[max(len(sizes), 1), 1.6])
-    unit, size = _unit(ends.max() if len(ends) else 1)
+    unit, size = unit_of(ends.max() if len(ends) else 1)
     left = 0 * ends
     for kind, look in LOOKS.items():
         there = sizes[kind] > 0
@@ -168,7 +168,7 @@ def bytes_by_feature(
     # With eviction, only files on disk count against the budget.
     total = whole.sum()
     here = whole["on the disk"] + whole["fetched now"] if in_turn else total
-    unit, size = _unit(max(budget, total))
+    unit, size = unit_of(max(budget, total))
     rest = {"facecolor": "none", "edgecolor": canvas.BLUE, "linestyle": ":"}
     below.barh([0], [budget / size], color=canvas.LIGHT, height=0.8)
     below.barh([0], [here / size], color=canvas.BLUE, height=0.45)
@@ -192,8 +192,3 @@ def feature_of(path: str) -> str:
     """The feature of a file; `metadata` for files without one."""
     folder = PurePosixPath(path).parent
     return folder.name if len(folder.parts) == 2 else "metadata"
-
-
-def _unit(largest: float) -> tuple[str, float]:
-    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-    return next(((unit, size) for unit, size in units if largest >= size), ("B", 1.0))

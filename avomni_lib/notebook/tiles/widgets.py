@@ -231,7 +231,7 @@ class TilePreview(ipywidgets.VBox):
         self.answer = ipywidgets.HTML(layout={"margin": "4px 0", "max_width": "520px"})
         self.path = _wide(
             ipywidgets.Text,
-            params_file.shown(params_file.default_path(p)),
+            files.from_root(params_file.default_path(p)),
             description="params file",
             continuous_update=False,
             width="460px",
