@@ -135,13 +135,7 @@ def timeline(recording: SessionRecord) -> canvas.Picture:
 
 
 def strip(p: Params, predictions: Sequence[Prediction], num: int = 6) -> canvas.Picture:
-    """Evenly chosen answers of a session: front camera, paths and text.
-
-    Args:
-        p: The session's parameters.
-        predictions: The predictions of a recording.
-        num: Largest number of answers drawn.
-    """
+    """At most `num` answers of a session, evenly chosen: front camera, paths and text."""
     if not predictions:
         return canvas.sentence("No window was answered: none was whole before the session ended")
     chosen = [predictions[place] for place in canvas.evenly(len(predictions), num)]
