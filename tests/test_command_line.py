@@ -132,6 +132,7 @@ MISTAKES = [
     ["status", DEMO, "--set", "processing.strid=4"],
     ["run", DEMO, "--only", "07_fly"],
     ["run"],
+    ["run", DEMO, "--only", "05", "--dry-run", "--set", "run.name=untrained"],
     ["verify", "outputs/nowhere"],
     ["compare", "outputs/nowhere", "outputs/neither"],
     ["export", DEMO, "--set", "run.name=untrained"],

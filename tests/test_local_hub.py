@@ -2,9 +2,9 @@
 
 import hashlib
 import socket
-import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -170,17 +170,10 @@ def test_hidden_files_and_folders_above_are_not_served(folder: Path, tmp_path: P
 
 def test_many_clients_at_once_get_their_own_files(hub: LocalHub, folder: Path):
     paths = list(hub.blobs)
-    got: dict[str, bytes] = {}
-
-    def get(path: str) -> None:
-        got[path] = read(f"{hub.endpoint}/datasets/{REPO}/resolve/{hub.commit}/{path}")[1]
-
-    threads = [threading.Thread(target=get, args=(path,)) for path in paths]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert got == {path: (folder / path).read_bytes() for path in paths}
+    address = f"{hub.endpoint}/datasets/{REPO}/resolve/{hub.commit}/"
+    with ThreadPoolExecutor(len(paths)) as pool:
+        got = pool.map(lambda path: read(address + path)[1], paths)
+        assert list(got) == [(folder / path).read_bytes() for path in paths]
 
 
 def test_an_empty_folder_and_a_taken_port_are_said(folder: Path, hub: LocalHub, tmp_path: Path):

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -77,14 +77,8 @@ def test_no_work_at_all_is_no_error(lines_of):
 
 @pytest.mark.parametrize("kind", [progress.LineBar, progress.WidgetBar])
 def test_threads_lose_no_count(kind, capsys):
-    with kind(4000, "file", "fetch") as bar:
-        threads = [
-            threading.Thread(target=lambda: [bar.update(1) for _ in range(1000)]) for _ in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    with kind(4000, "file", "fetch") as bar, ThreadPoolExecutor(4) as pool:
+        list(pool.map(bar.update, [1] * 4000))
     assert bar.count == bar.meter.n == 4000
 
 

@@ -51,7 +51,9 @@ def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
     assert np.array_equal(frames, made["frames"][3:9])
 
 
-def test_another_tile_fit_or_grid_of_the_same_cameras_decodes_nothing(p, times_us):
+def test_another_tile_fit_or_grid_decodes_nothing_and_an_overlapping_window_what_is_new(
+    p, times_us
+):
     raw = RawFrames(p)
     window_of(raw, times_us, choice(p, grid=SEVEN))
     num = raw.num_decoded
@@ -65,14 +67,9 @@ def test_another_tile_fit_or_grid_of_the_same_cameras_decodes_nothing(p, times_u
     ):
         window_of(raw, times_us, choice(p, **changed))
     assert raw.num_decoded == num
-
-
-def test_overlapping_windows_share_what_was_decoded(p):
-    raw = RawFrames(p)
-    times = Preview(p).motion(NAME, cached_run.HZ).times
-    window_of(raw, times[:6], choice(p))
-    window_of(raw, times[2:8], choice(p))
-    assert raw.num_decoded == 4 * 8
+    overlapping = Preview(p).motion(NAME, cached_run.HZ).times[6:10]
+    window_of(raw, overlapping, choice(p))
+    assert raw.num_decoded == num + 4 * 2, "two of its four frames are there"
 
 
 def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
