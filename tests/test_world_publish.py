@@ -278,12 +278,7 @@ def test_renderers_that_are_always_killed_end_it_in_words_and_it_goes_on(publish
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(published, tmp_path):
     folder = tmp_path / "world"
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom avomni_lib.params import Params\n"
-        "from avomni_world.publish.dataset import publish\n"
-        "publish(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))\n"
-    )
-    command = [sys.executable, "-c", script, world().model_dump_json(), str(folder)]
+    command = [sys.executable, "-c", PUBLISH, world().model_dump_json(), str(folder)]
     for wanted in (1, 3):
         run = subprocess.Popen(command)
         deadline = time.monotonic() + 120

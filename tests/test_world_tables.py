@@ -10,17 +10,6 @@ from avomni_lib.dataset.clip import EGOMOTION_COLUMNS
 from avomni_world.publish import tables
 
 
-def test_pandas_finds_the_index_again():
-    data = tables.parquet(
-        {"clip_id": ["a", "a", "b"], "camera_name": ["x", "y", "x"], "width": [1, 2, 3]},
-        {"width": pa.int64(), "clip_id": pa.string(), "camera_name": pa.string()},
-        ["clip_id", "camera_name"],
-    )
-    frame = pd.read_parquet(io.BytesIO(data))
-    assert frame.index.names == ["clip_id", "camera_name"] and list(frame.columns) == ["width"]
-    assert frame.loc["a"].loc["y", "width"] == 2
-
-
 def test_types_are_as_declared_and_empty_tables_keep_them():
     schema = pq.read_schema(
         io.BytesIO(

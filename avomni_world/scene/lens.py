@@ -184,10 +184,8 @@ class Raster:
 
 def pack(rasters: Sequence[Raster]) -> tuple[list[tuple[int, int]], int, int]:
     """(left, top) of each drawing in one buffer, in rows, and the buffer's width and height."""
-    widest = max(
-        max(r.width for r in rasters),
-        round(math.sqrt(sum(r.width * r.height for r in rasters) * 1.9)),
-    )
+    area = sum(raster.width * raster.height for raster in rasters)
+    widest = max(round(math.sqrt(area * 1.9)), *(raster.width for raster in rasters))
     places: list[tuple[int, int]] = [(0, 0)] * len(rasters)
     left = top = row_height = width = 0
     for idx in sorted(range(len(rasters)), key=lambda i: -rasters[i].height):

@@ -221,11 +221,21 @@ def draw_future(axes: canvas.Axes, window: Shown) -> None:
         name: np.array([(0.0, 0.0), *waypoints]) for name, waypoints in paths.items() if waypoints
     }
     driven = {"color": canvas.INK, "linestyle": "--", "linewidth": 1.6, "zorder": 3}
-    for name, path in drawn.items():
-        look = {"linewidth": 1.8, "markersize": 3.5} | LOOKS.get(name, driven)
+    draw_paths(axes, drawn, LOOKS | {"driven": driven}, drawn["driven"])
+
+
+def draw_paths(
+    axes: canvas.Axes,
+    paths_m: Mapping[str, np.ndarray],
+    looks: Mapping[str, Mapping[str, Any]],
+    true_m: np.ndarray,
+) -> None:
+    """Draw paths of the next 6.4 s from above: (N, 2) metres, forward and left."""
+    for name, path in paths_m.items():
+        look = {"linewidth": 1.8, "markersize": 3.5} | looks[name]
         axes.plot(-path[:, 1], path[:, 0], label=wording.row(name), **look)
     draw_start(axes)
-    draw_view(axes, np.vstack([*drawn.values()]), drawn["driven"])
+    draw_view(axes, np.vstack([*paths_m.values()]), true_m)
     canvas.head(axes, "the next 6.4 s", 8.5)
 
 
