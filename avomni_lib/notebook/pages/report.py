@@ -67,11 +67,9 @@ def write(
     """Write `report.html`, and beside it `params.yaml` with all of the run's parameters.
 
     Args:
-        figures: As in 06's `result.json`.
-        table: The answers from which they were computed (`evaluation.metrics.SCHEMA`).
+        figures: As in 06's `result.json`, computed from the answers in `table`.
         pictures: Name -> PNG file, to be embedded.
         cost: As returned by `cost_of`.
-        folder: The stage's folder.
 
     Returns:
         Path of the page.

@@ -197,9 +197,7 @@ class TilePreview(ipywidgets.VBox):
 
     Args:
         p: The run's parameters; it needs a cache or the raw clips of 02_download.
-        clip_id: The clip shown first; None is the first one with a window.
-        window: Index of the window shown first.
-        frame: Index of the frame shown first.
+        clip_id, window, frame: What is shown first; by default of the first clip with a window.
 
     Raises:
         AvomniError: there is nothing to show, or no such clip.
