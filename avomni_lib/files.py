@@ -93,7 +93,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
+def write_whole(path: Path) -> Iterator[IO]:
     """Open a temporary file beside `path`; on success it is flushed and renamed to `path`.
 
     Raises:
@@ -103,7 +103,7 @@ def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
-        with open(partial, mode) as file:
+        with open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -148,8 +148,8 @@ class Drive:
         part = at - idx
         first, second = self.state[idx], self.state[idx + 1]
         rate = self._rates()
-        ends = (state[..., [0, 1, 2, 3, 6]] for state in (first, second))
-        smooth = _hermite(*ends, rate[idx] * STEP_S, rate[idx + 1] * STEP_S, part[..., None])
+        start, stop = (state[..., [0, 1, 2, 3, 6]] for state in (first, second))
+        smooth = _hermite(start, stop, rate[idx] * STEP_S, rate[idx + 1] * STEP_S, part[..., None])
         linear = first[..., 4:6] * (1 - part)[..., None] + second[..., 4:6] * part[..., None]
         x, y, yaw, speed, along = np.moveaxis(smooth, -1, 0)
         return {

@@ -94,7 +94,7 @@ def box(size, foot=(0.0, 0.0, 0.0), cell=PLAIN, tint=0, top_tint=None, taper=1.0
     return _faces(sides, cell, tint) + _faces([top], PLAIN, top_tint)
 
 
-def cone(radius, height, foot_z, sides=6, tint=0, cell=LEAVES, bottom=0.0) -> Shape:
+def cone(radius, height, foot_z, sides=6, bottom=0.0) -> Shape:
     """A cone of flat sides; with `bottom` > 0 a second one hangs below it (m)."""
     turn = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     ring = np.stack([np.cos(turn) * radius, np.sin(turn) * radius, np.full(sides, foot_z)], -1)
@@ -107,12 +107,12 @@ def cone(radius, height, foot_z, sides=6, tint=0, cell=LEAVES, bottom=0.0) -> Sh
         quads = np.stack([first, second, apex, apex], axis=1)
         normals = np.cross(second - first, apex - first)
         normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-        square = np.array([[0.02, 0.02], [0.48, 0.02], [0.25, 0.48]]) + cell
+        square = np.array([[0.02, 0.02], [0.48, 0.02], [0.25, 0.48]]) + LEAVES
         part = Shape(
             quads[:, :3].reshape(-1, 3),
             np.repeat(normals, 3, axis=0),
             np.tile(square, (sides, 1)),
-            np.full(sides * 3, tint),
+            np.zeros(sides * 3, int),
             np.arange(sides * 3).reshape(-1, 3),
         )
         parts.append(part)
