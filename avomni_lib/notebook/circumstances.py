@@ -100,16 +100,18 @@ def clips(p: Params, found: Audit) -> pd.DataFrame:
             values |= motions.catalog.attributes(clip_id)
         ego = (motions.raw(clip_id) or motions.sampled(clip_id)) if clip_id in read else None
         if ego is not None and len(ego["vx"]) > 1:
-            values["speed_mps"], values["turn_deg"] = _speed_and_turn(ego)
+            heading = yaw(ego)
+            values["speed_mps"] = speed(ego).mean()
+            values["turn_deg"] = np.degrees(heading[-1] - heading[0])
         rows.append({name: values.get(name) for name in COLUMNS})
     table = pd.DataFrame(rows, columns=COLUMNS).set_index("clip_id")
     return table.astype({"speed_mps": float, "turn_deg": float})
 
 
-def _speed_and_turn(ego: dict[str, np.ndarray]) -> tuple[float, float]:
+def yaw(ego: dict[str, np.ndarray]) -> np.ndarray:
+    """(N,) heading in rad, positive to the left, without jumps at ±π."""
     x, y, z, w = (ego[name] for name in ("qx", "qy", "qz", "qw"))
-    yaw = np.unwrap(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
-    return float(speed(ego).mean()), float(np.degrees(yaw[-1] - yaw[0]))
+    return np.unwrap(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
 
 
 def speed(ego: dict[str, np.ndarray]) -> np.ndarray:
