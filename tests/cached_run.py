@@ -7,37 +7,20 @@ from pathlib import Path
 from avomni_lib.dataset.download import download
 from avomni_lib.etl.run import build
 from avomni_lib.params import Params
-from tests.published_set import (
-    clip_id_of,
-    read_zip,
-    write_published_set,
-    write_zip,
-)
+from tests import folder_run
+from tests.published_set import clip_id_of, read_zip, write_published_set, write_zip
 
 CLIPS_PER_CHUNK, SECONDS = 6, 2.0
-HZ, LENGTH, STRIDE = 10.0, 4, 2
+HZ, LENGTH, STRIDE = 10.0, 4, 2  # as in `folder_run.values`
 TILE_WIDTH, TILE_HEIGHT = 48, 32
 
 
 def values(folder: Path, **sections: dict) -> dict:
     """Plain parameters of a run below `folder`; `sections` of keys are laid over them."""
-    plain = {
-        "extends": "params/mi300x.yaml",
-        "run": {"name": "test", "outputs_dir": str(folder / "outputs")},
-        "dataset": {"source": "folder", "local_dir": str(folder / "published")},
-        "download": {"target_chunks": 2},
-        "vision": {"window_size": None},
-        "processing": {
-            "sequence_length": LENGTH,
-            "stride": STRIDE,
-            "sample_hz": HZ,
-            "tile_width": TILE_WIDTH,
-            "tile_height": TILE_HEIGHT,
-            "fit": "stretch",
-            "horizon_s": 1.0,
-            "num_workers": 1,
-        },
-    }
+    tile = {"tile_width": TILE_WIDTH, "tile_height": TILE_HEIGHT}
+    plain = folder_run.values(folder / "outputs", folder / "published", **tile)
+    plain |= {"extends": "params/mi300x.yaml", "vision": {"window_size": None}}
+    plain["download"] = {"target_chunks": 2}
     for section, keys in sections.items():
         plain[section] = plain.get(section, {}) | keys
     return plain

@@ -11,8 +11,10 @@ import pytest
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import folder_run
 from tests.local_hub import LocalHub
@@ -42,35 +44,29 @@ def hub_of(served: LocalHub) -> Hub:
 
 def params(folder: Path, gb: float = 1.0, evict: bool = True, **sections) -> Params:
     """A run of all chunks; `dataset.source: world` tells how long a clip is."""
-    return Params.from_values(
-        {
-            "run": {"name": "test", "outputs_dir": str(folder)},
-            "dataset": {
-                "source": "world",
-                "repo_id": REPO,
-                "local_dir": str(folder / "raw"),
-                "world": {"clip_seconds": SECONDS, "clips_per_chunk": CLIPS_PER_CHUNK},
-            },
-            "download": {
-                "target_chunks": NUM_CHUNKS,
-                "target_size_gb": gb,
-                "evict_raw": evict,
-                **sections.get("download", {}),
-            },
-            "processing": {
-                "sequence_length": 4,
-                "stride": 2,
-                "sample_hz": 10.0,
-                "tile_width": 64,
-                "tile_height": 48,
-                "fit": "stretch",
-                "horizon_s": 1.0,
-                "num_workers": 1,
-                "obstacles": False,
-                **sections.get("processing", {}),
-            },
-        }
-    )
+    processing = {"tile_width": 64, "tile_height": 48} | sections.get("processing", {})
+    values = folder_run.values(folder, folder / "raw", **processing)
+    world = {"clip_seconds": SECONDS, "clips_per_chunk": CLIPS_PER_CHUNK}
+    values["dataset"] |= {"source": "world", "repo_id": REPO, "world": world}
+    values["download"] = {"target_chunks": NUM_CHUNKS, "target_size_gb": gb, "evict_raw": evict}
+    values["download"] |= sections.get("download", {})
+    return Params.from_values(values)
+
+
+def finish(p: Params, name: str, served: LocalHub | None = None) -> build.Built | None:
+    """A stage up to 04 as its notebook runs it, without the pictures."""
+    stage, built = runs.start(p, name), None
+    if name == "02_download":
+        fetched = download.fetch(p, served and hub_of(served))
+        stage.finish({}, [p.run_dir / "chosen.json"], fetched.chosen.digest)
+    elif name == "03_etl":
+        built = build.build(p, hub=served and hub_of(served))
+        stage.finish(
+            built.figures, built.cache.files | {split.path_of(p): None}, built.cache.digest
+        )
+    else:
+        stage.finish({}, digest="the same")
+    return built
 
 
 def chosen(p: Params, served: LocalHub) -> Params:
