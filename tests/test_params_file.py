@@ -37,13 +37,13 @@ def test_a_file_laid_over_the_runs_own_is_the_choice(path, choice, tmp_path_fact
         assert text == ""
         return
     assert params_file.difference(fresh, text).startswith(f"--- {fresh}\tbefore")
-    params_file.write(fresh, text)
+    files.write_text(fresh, text)
     laid = Params.from_files([path, fresh])
     assert laid == choice.laid_over(p)
     assert params_file.difference(fresh, text) == ""
     # Another choice, made in the run that this one is laid over already, and back again.
     for other in (CHOICE, TilingChoice.of(p)):
-        params_file.write(fresh, params_file.text_of(fresh, laid, other))
+        files.write_text(fresh, params_file.text_of(fresh, laid, other))
         laid = Params.from_files([path, fresh])
         assert laid == other.laid_over(p)
 

@@ -1,4 +1,4 @@
-"""Writes a choice of tiling to a params file, with a preview of the difference."""
+"""A choice of tiling as a params file, and the difference to the file as it is."""
 
 from __future__ import annotations
 
@@ -56,18 +56,6 @@ def difference(path: Path, text: str) -> str:
     return "\n".join(
         difflib.unified_diff(now, text.splitlines(), name, name, "before", "after", lineterm="")
     )
-
-
-def write(path: Path, text: str) -> None:
-    """Replace the file atomically.
-
-    Raises:
-        AvomniError: the file cannot be written.
-    """
-    try:
-        files.write_text(path, text)
-    except OSError as error:
-        raise AvomniError(f"params file cannot be written: {error}", where=str(path)) from None
 
 
 def _read(path: Path) -> str:

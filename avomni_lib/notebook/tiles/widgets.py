@@ -19,6 +19,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.tiling import FITS
 from avomni_lib.notebook.plots import canvas, tiles
+from avomni_lib.notebook.run import faults
 from avomni_lib.notebook.tiles import params_file
 from avomni_lib.notebook.tiles.choice import TilingChoice, cost, grid_of, in_short
 from avomni_lib.notebook.tiles.preview import Listed, Place, Preview
@@ -381,9 +382,9 @@ class TilePreview(ipywidgets.VBox):
     def _write(self) -> None:
         try:
             path = files.resolve(self.path.value)
-            params_file.write(path, params_file.text_of(path, self.p, self.choice))
-        except AvomniError as error:
-            self.written.value = _paragraph(str(error), "refused")
+            files.write_text(path, params_file.text_of(path, self.p, self.choice))
+        except (AvomniError, OSError) as error:
+            self.written.value = _paragraph(str(faults.in_words(error)), "refused")
             return
         self._show_difference()
         command = f"python -m avomni_lib run PARAMS.yaml {self.path.value}"
