@@ -17,6 +17,7 @@ import typer.main
 
 from avomni_lib import __version__
 from avomni_lib.cli_examples import EXAMPLES, EXIT_CODES
+from avomni_lib.notebook.pages import terminal
 
 if TYPE_CHECKING:
     from avomni_lib.params import Params
@@ -193,7 +194,6 @@ def run(
     if shard:
         return _run_share(p, shard)
     # Importing papermill takes a second; `plan` and `status` do without it.
-    from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.run import pipeline
     from avomni_lib.notebook.run.stages import in_short
 
@@ -233,7 +233,6 @@ def _run_share(p: Params, shard: str) -> CommandOutput:
 @_run_command
 def status(p: Any) -> CommandOutput:
     """Show what is done, what is stale and why."""
-    from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.run import runs
 
     states = runs.states(p)
@@ -246,7 +245,6 @@ def status(p: Any) -> CommandOutput:
 @_run_command
 def plan(p: Any) -> CommandOutput:
     """Estimate what a run would take before anything is done; needs no GPU and no network."""
-    from avomni_lib.notebook.pages import terminal
     from avomni_lib.training.forecast import estimate
 
     planned = estimate.plan_run(p)
@@ -259,7 +257,6 @@ def plan(p: Any) -> CommandOutput:
 @_run_command
 def doctor(p: Any) -> CommandOutput:
     """Check on this machine what training relies on."""
-    from avomni_lib.notebook.pages import terminal
     from avomni_lib.training.doctor import doctor
 
     report = doctor.examine(p)
@@ -292,7 +289,6 @@ def compare(
 ) -> CommandOutput:
     """Put two runs side by side on the windows of both, with paired intervals."""
     from avomni_lib.evaluation import comparison
-    from avomni_lib.notebook.pages import terminal
 
     compared = comparison.compare(*runs)
     title, notes = "\n".join(compared.title()), compared.figures["warnings"]
@@ -480,7 +476,6 @@ def drive(p: Any) -> CommandOutput:
     """Let policies drive the rendered world, the trained model among them."""
     from avomni_lib import files
     from avomni_lib.driving import drive as driving
-    from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.progress import LineBar
     from avomni_lib.notebook.run import runs
 

@@ -92,14 +92,10 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def pick(options: Mapping[str, T], name: str, kind: str, where: str) -> T:
-    """Look up an option by name.
-
-    Args:
-        kind: What the options are, for the message.
-        where: The parameter that gives the name.
+    """Look up an option by the name that the parameter `where` gives.
 
     Raises:
-        AvomniError: there is no such option; the message lists those that exist.
+        AvomniError: there is none of this `kind`; the message lists those that exist.
     """
     if name not in options:
         fix = f"choose one of {', '.join(options)}"

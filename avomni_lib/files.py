@@ -7,6 +7,7 @@ process killed at any moment leaves either the old file or the new one.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import functools
@@ -92,7 +93,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
+def write_whole(path: Path) -> Iterator[IO]:
     """Open a temporary file beside `path`; on success it is flushed and renamed to `path`.
 
     Raises:
@@ -102,7 +103,7 @@ def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
-        with open(partial, mode) as file:
+        with open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -194,11 +195,7 @@ def free_bytes(path: Path) -> int:
 
 
 def need_room(path: Path, num_bytes: int, purpose: str, keep_free: int = 1 << 28) -> None:
-    """Raise if `num_bytes` for `purpose`, plus a reserve of 256 MiB, do not fit on the disk.
-
-    Raises:
-        AvomniError: there is too little room.
-    """
+    """Raise AvomniError if `num_bytes` for `purpose`, plus a reserve, do not fit on the disk."""
     free = free_bytes(path)
     if num_bytes + keep_free > free:
         raise AvomniError(
@@ -274,12 +271,21 @@ def hold(lock: Path, busy: str, wait_s: float = 0.0, shared: bool = False) -> It
         yield
 
 
-def sweep_partials(folder: Path) -> int:
-    """Remove temporary files that killed processes left below `folder`; returns their number."""
-    leftovers = list(Path(folder).rglob(f".*{PARTIAL_SUFFIX}"))
-    for path in leftovers:
+def sweep_partials(folder: Path) -> None:
+    """Remove temporary files that killed processes left below `folder`."""
+    for path in list(Path(folder).rglob(f".*{PARTIAL_SUFFIX}")):
         path.unlink(missing_ok=True)
-    return len(leftovers)
+
+
+def from_root(path: Path) -> str:
+    """A path for a command line: relative to the project root if it is inside it."""
+    inside = path.is_relative_to(PROJECT_ROOT)
+    return str(path.relative_to(PROJECT_ROOT) if inside else path)
+
+
+def now() -> str:
+    """The time of day with its zone, ISO 8601, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def is_held(lock: Path) -> bool:

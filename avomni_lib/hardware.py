@@ -205,9 +205,9 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def peak_memory_of_children() -> float:
-    """Largest peak host memory of any finished child process, GB (1e9)."""
-    return _peak_gb(resource.RUSAGE_CHILDREN)
+def peak_host_gb() -> float:
+    """Peak host memory of this process or of a finished child, whichever is larger, GB (1e9)."""
+    return max(peak_memory()["host_gb"], _peak_gb(resource.RUSAGE_CHILDREN))
 
 
 def _peak_gb(who: int) -> float:

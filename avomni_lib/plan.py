@@ -84,12 +84,17 @@ def text_table(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
+def unit_of(num_bytes: float) -> tuple[str, float]:
+    """The largest decimal unit that fits into a number of bytes, and its size in bytes."""
+    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    return next(((unit, size) for unit, size in units if num_bytes >= size), ("B", 1.0))
+
+
 def gigabytes(num_bytes: float) -> str:
     """Format bytes with a decimal unit, such as `1.5 GB`."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.{1 if num_bytes >= 10 * size else 2}f} {unit}"
-    return f"{num_bytes:.0f} B"
+    unit, size = unit_of(num_bytes)
+    digits = 0 if unit == "B" else 1 if num_bytes >= 10 * size else 2
+    return f"{num_bytes / size:.{digits}f} {unit}"
 
 
 def minutes(seconds: float) -> str:

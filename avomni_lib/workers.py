@@ -205,11 +205,9 @@ def run_jobs(
     limit_s: float = math.inf,
     lost: Callable[[Job, str], Outcome] | None = None,
 ) -> Iterator[tuple[Job, Outcome | None]]:
-    """`run_on` with at most `num_workers` processes of this machine.
+    """`run_on` with at most `num_workers` processes of this machine, and one time limit for all.
 
-    Args:
-        function: Importable by name; its argument, result and exceptions are pickled.
-        limit_s: Time limit of one job in seconds.
+    The function is importable by name; its argument, result and exceptions are pickled.
     """
     return run_on(ProcessExecutor(function, num_workers), jobs, lambda job: limit_s, lost)
 

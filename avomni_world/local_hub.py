@@ -4,9 +4,9 @@ The demo's 02_download therefore uses the same HTTP code as for huggingface.co. 
 standard library, and binds only to loopback, so it cannot pass gated data on.
 
 The responses follow what the client expects (huggingface_hub 1.33.0, `hf_api.py` and
-`file_download.py`): refs, revision, tree in pages, paths-info, auth-check, and `resolve` with
-Range, X-Repo-Commit, X-Linked-ETag (sha256 of large files; git's blob id is the ETag of small ones)
-and X-Linked-Size.
+`file_download.py`): refs, revision, paths-info, auth-check, and `resolve` with Range,
+X-Repo-Commit, X-Linked-ETag (sha256 of large files; git's blob id is the ETag of small ones) and
+X-Linked-Size. Listing a tree, which neither this project nor NVIDIA's kit does, is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from avomni_lib import files
 from avomni_lib.dataset.download.remote import git_blob_id
@@ -32,7 +32,7 @@ from avomni_lib.errors import AvomniError
 log = logging.getLogger(__name__)
 
 HOST, BRANCH = "127.0.0.1", "main"
-PAGE_SIZE, BLOCK_BYTES = 1000, 1 << 16
+BLOCK_BYTES = 1 << 16
 # Files that a data set repository keeps in git itself; all others are LFS, known by their sha256.
 TEXT_SUFFIXES = {".csv", ".md", ".txt", ".json", ".yaml", ".yml"}
 TEXT_MAX_BYTES = 10_000_000
@@ -83,7 +83,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     Attributes:
         name: What is requested: a file's path, or a route such as `api:refs`.
-        form, query: The fields of a POST and of the address.
+        form: The fields of a POST.
     """
 
     protocol_version = "HTTP/1.1"
@@ -101,18 +101,17 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         self.form = parse_qs(self.rfile.read(length).decode()) if length else {}
-        url = urlsplit(self.path)
-        self.query, self.name = parse_qs(url.query), "api:unknown"
-        self.answer(url.path)
+        self.name = "api:unknown"
+        self.answer(urlsplit(self.path).path)
 
     do_HEAD = do_POST = do_GET
 
     def answer(self, path: str) -> None:
         api, site = f"/api/datasets/{self.hub.repo_id}", f"/datasets/{self.hub.repo_id}/resolve/"
         if path == api or path.startswith(api + "/"):
-            route, *rest = (unquote(part) for part in path[len(api) + 1 :].split("/", 2))
+            route, _, revision = path[len(api) + 1 :].partition("/")
             self.name = f"api:{route or 'info'}"
-            self.api(route, *rest)
+            self.api(route, unquote(revision) or BRANCH)
         elif path.startswith(site):
             revision, _, file = path[len(site) :].partition("/")
             self.name = unquote(file)
@@ -120,7 +119,7 @@ class HubHandler(BaseHTTPRequestHandler):
         else:
             self.refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
 
-    def api(self, route: str, revision: str = BRANCH, path: str = "") -> None:
+    def api(self, route: str, revision: str) -> None:
         commit = self.hub.commit if revision == BRANCH else revision
         if commit not in self.hub.commits:
             self.refuse(HTTPStatus.NOT_FOUND, "RevisionNotFound")
@@ -129,8 +128,6 @@ class HubHandler(BaseHTTPRequestHandler):
         elif route == "refs":
             main = {"name": BRANCH, "ref": f"refs/heads/{BRANCH}", "targetCommit": commit}
             self.json({"branches": [main], "converts": [], "tags": []})
-        elif route == "tree":
-            self._tree(commit, path)
         elif route == "paths-info":
             blobs = self.hub.commits[commit]
             wanted = [blobs.get(path) for path in self.form.get("paths", [])]
@@ -141,9 +138,7 @@ class HubHandler(BaseHTTPRequestHandler):
             self.refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
 
     def info(self, commit: str) -> dict[str, Any]:
-        siblings = [{"rfilename": path} for path in self.hub.commits[commit]]
-        info = {"id": self.hub.repo_id, "sha": commit, "siblings": siblings}
-        return info | {"private": False, "gated": False}
+        return {"id": self.hub.repo_id, "sha": commit, "private": False, "gated": False}
 
     def entry(self, blob: Blob) -> dict[str, Any]:
         entry = {"type": "file", "path": blob.path, "size": blob.size, "oid": blob.git_id}
@@ -151,34 +146,6 @@ class HubHandler(BaseHTTPRequestHandler):
             pointer_size = len(_pointer(blob.sha256, blob.size))
             entry["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": pointer_size}
         return entry
-
-    def _tree(self, commit: str, folder: str) -> None:
-        prefix = f"{folder.strip('/')}/" if folder.strip("/") else ""
-        recursive = self.query.get("recursive", ["false"])[0].lower() == "true"
-        entries, folders = [], set()
-        for blob in self.hub.commits[commit].values():
-            if not blob.path.startswith(prefix):
-                continue
-            parts = blob.path[len(prefix) :].split("/")
-            for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
-                inner = prefix + "/".join(parts[:depth])
-                if inner not in folders:
-                    folders.add(inner)
-                    oid = hashlib.sha1(inner.encode()).hexdigest()
-                    entries.append({"type": "directory", "path": inner, "size": 0, "oid": oid})
-            if recursive or len(parts) == 1:
-                entries.append(self.entry(blob))
-        if prefix and not entries:
-            self.refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
-            return
-        start = int(self.query.get("cursor", ["0"])[0])
-        headers = {}
-        if start + PAGE_SIZE < len(entries):
-            where = f"{self.hub.endpoint}/api/datasets/{self.hub.repo_id}/tree/{commit}"
-            where += f"/{quote(folder, safe='')}" if folder else ""
-            query = f"recursive={recursive}&cursor={start + PAGE_SIZE}"
-            headers["Link"] = f'<{where}?{query}>; rel="next"'
-        self.json(entries[start : start + PAGE_SIZE], headers)
 
     def resolve(self, revision: str, path: str) -> None:
         commit = self.hub.commit if revision == BRANCH else revision

@@ -8,15 +8,10 @@ from avomni_lib.dataset.download import download
 from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 from tests import folder_run
-from tests.published_set import (
-    clip_id_of,
-    read_zip,
-    write_published_set,
-    write_zip,
-)
+from tests.published_set import clip_id_of, read_zip, write_published_set, write_zip
 
 CLIPS_PER_CHUNK, SECONDS = 6, 2.0
-HZ, LENGTH, STRIDE = 10.0, 4, 2  # of `folder_run`
+HZ, LENGTH, STRIDE = 10.0, 4, 2  # as in `folder_run.values`
 TILE_WIDTH, TILE_HEIGHT = 48, 32
 
 

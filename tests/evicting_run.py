@@ -11,8 +11,10 @@ import pytest
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import folder_run
 from tests.local_hub import LocalHub
@@ -49,6 +51,22 @@ def params(folder: Path, gb: float = 1.0, evict: bool = True, **sections) -> Par
     values["download"] = {"target_chunks": NUM_CHUNKS, "target_size_gb": gb, "evict_raw": evict}
     values["download"] |= sections.get("download", {})
     return Params.from_values(values)
+
+
+def finish(p: Params, name: str, served: LocalHub | None = None) -> build.Built | None:
+    """A stage up to 04 as its notebook runs it, without the pictures."""
+    stage, built = runs.start(p, name), None
+    if name == "02_download":
+        fetched = download.fetch(p, served and hub_of(served))
+        stage.finish({}, [p.run_dir / "chosen.json"], fetched.chosen.digest)
+    elif name == "03_etl":
+        built = build.build(p, hub=served and hub_of(served))
+        stage.finish(
+            built.figures, built.cache.files | {split.path_of(p): None}, built.cache.digest
+        )
+    else:
+        stage.finish({}, digest="the same")
+    return built
 
 
 def chosen(p: Params, served: LocalHub) -> Params:

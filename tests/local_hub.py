@@ -145,7 +145,7 @@ class FaultyHandler(local_hub.HubHandler):
         else:
             super().answer(path)
 
-    def api(self, route: str, revision: str = BRANCH, path: str = "") -> None:
+    def api(self, route: str, revision: str) -> None:
         if self.is_refused():
             return
         is_known = revision == BRANCH or revision in self.hub.commits
@@ -156,7 +156,7 @@ class FaultyHandler(local_hub.HubHandler):
             headers = {"X-Xet-Cas-Url": self.hub.xet, "X-Xet-Access-Token": "xet"}
             self.json({}, headers | {"X-Xet-Token-Expiration": expires})
         else:
-            super().api(route, revision, path)
+            super().api(route, revision)
 
     def info(self, commit: str) -> dict[str, Any]:
         return super().info(commit) | {"gated": "auto" if self.hub.token else False}

@@ -8,7 +8,7 @@ import pytest
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.etl.run import forecast
-from avomni_lib.notebook.tiles.choice import OWN_LIST, Footage, TilingChoice, cost, in_short
+from avomni_lib.notebook.tiles.choice import Footage, TilingChoice, cost, grid_of, in_short
 from avomni_lib.params import Params
 from avomni_lib.training.forecast import estimate
 
@@ -28,7 +28,7 @@ def of(p, **changes):
     "changes",
     [
         {},
-        {"setup": "7-cam"},
+        {"grid": cameras.grid("7-cam")},
         {"tile": (224, 128), "fit": "crop"},
         {"sample_hz": 4.0, "sequence_length": 24},
     ],
@@ -53,12 +53,12 @@ def test_figures_are_those_of_the_plan_of_such_a_run(changes):
 
 
 def test_an_own_list_costs_by_its_cameras_and_cells():
-    four = tuple(camera.name for camera in cameras.grid("4-cam").cameras)
-    known, own = of(REAL), of(REAL, setup=OWN_LIST, cameras=four)
+    four = [camera.name for camera in cameras.grid("4-cam").cameras]
+    known, own = of(REAL), of(REAL, grid=grid_of(four))
     costed, right = cost(REAL, own, footage(REAL)), cost(REAL, known, footage(REAL))
     for name in ("vision_tokens", "sample_mb", "cache_gb", "etl_seconds"):
         assert costed.figures[name] == pytest.approx(right.figures[name])
-    two = cost(REAL, of(REAL, setup=OWN_LIST, cameras=four[:2]), footage(REAL)).figures
+    two = cost(REAL, of(REAL, grid=grid_of(four[:2])), footage(REAL)).figures
     for name in ("vision_tokens", "sample_mb"):
         assert 2 * two[name] == right.figures[name]
     for name in ("cache_gb", "etl_seconds"):
@@ -66,7 +66,7 @@ def test_an_own_list_costs_by_its_cameras_and_cells():
 
 
 def test_what_05_would_refuse_is_said():
-    long = cost(REAL, of(REAL, setup="7-cam", tile=(1920, 1088)), footage(REAL))
+    long = cost(REAL, of(REAL, grid=cameras.grid("7-cam"), tile=(1920, 1088)), footage(REAL))
     assert "too long: 05_train would refuse it" in long.warnings[0]
     assert "(too long: 05_train would refuse it)" in in_short(long)
     odd = cost(REAL, of(REAL, tile=(100, 60)), footage(REAL))

@@ -204,12 +204,8 @@ def test_told_to_it_evicts_and_the_other_run_says_so_and_fetches_again(served, t
 
 def test_a_finished_run_knows_what_another_one_has_evicted(served, tmp_path):
     other = chosen(run_of(tmp_path, "other", False), served)
-    for name in ("01_audit", "02_download"):
-        runs.start(other, name).finish({}, digest="the same")
-    stage = runs.start(other, "03_etl")
-    built = build.build(other)
-    stage.finish(built.figures, digest=built.cache.digest)
-    runs.start(other, "04_tiles").finish({}, digest="the same")
+    for name in ("01_audit", "02_download", "03_etl", "04_tiles"):
+        evicting_run.finish(other, name, served)
     p = chosen(run_of(tmp_path, "one", True), served)
     build.build(p, hub=hub_of(served))
     for name in ("01_audit", "02_download", "03_etl", "04_tiles"):

@@ -216,7 +216,7 @@ def test_another_grid_is_drawn_or_it_is_said_why_not(uneven):
     drawn = view.figure_of(view.choice.with_larger(REAR))
     assert drawn.get_axes()
     cells = (*view.choice.grid.value[0], cameras.FRONT_TELE.name)
-    missing = replace(view.choice, cameras=(cells, (*cells[:2], None, None)))
+    missing = replace(view.choice, grid=cameras.grid((cells, (*cells[:2], None, None))))
     assert "vision tokens" in " ".join(view.figure_of(missing).get_suptitle().split())
 
 

@@ -10,7 +10,6 @@ import huggingface_hub
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_world.local_hub import PAGE_SIZE
 from tests import local_hub, published_set
 from tests.local_hub import LocalHub
 
@@ -53,12 +52,12 @@ def test_main_is_the_commit_and_the_commit_follows_from_the_content(
         assert other.commit != hub.commit
 
 
-def test_the_tree_lists_every_file_once_with_its_size_and_hash(
-    hub: LocalHub, api: huggingface_hub.HfApi, folder: Path
+def test_entries_of_files_have_size_and_hash_and_what_is_not_there_is_left_out(
+    api: huggingface_hub.HfApi, folder: Path
 ):
-    listed = list(api.list_repo_tree(REPO, repo_type="dataset", recursive=True))
-    found = {f.path: f for f in listed if isinstance(f, huggingface_hub.hf_api.RepoFile)}
     on_disk = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+    infos = api.get_paths_info(REPO, [*on_disk, "no/such.zip"], repo_type="dataset")
+    found = {info.path: info for info in infos}
     assert found.keys() == on_disk.keys()
     for path, file in on_disk.items():
         content = file.read_bytes()
@@ -69,26 +68,6 @@ def test_the_tree_lists_every_file_once_with_its_size_and_hash(
             assert found[path].lfs.sha256 == hashlib.sha256(content).hexdigest()
     # git's own id of the data set's features.csv, as huggingface.co lists it
     assert found["features.csv"].blob_id == "65de094a4037902a40bd42de7b17082029b78fe2"
-    top = {f.path for f in api.list_repo_tree(REPO, repo_type="dataset")}
-    assert {"camera", "labels", "calibration", "metadata", "features.csv"} <= top
-    assert not any("/" in path for path in top)
-    inside = list(api.list_repo_tree(REPO, "labels/egomotion", repo_type="dataset"))
-    assert [f.path for f in inside] == ["labels/egomotion/egomotion.chunk_0000.zip"]
-
-
-@pytest.mark.parametrize(
-    ("num_files", "num_pages"), [(PAGE_SIZE, 1), (PAGE_SIZE + 1, 2), (2 * PAGE_SIZE + 3, 3)]
-)
-def test_a_long_tree_comes_in_pages(tmp_path: Path, num_files: int, num_pages: int):
-    names = {f"labels/f{n:05d}.bin" for n in range(num_files)}
-    (tmp_path / "labels").mkdir()
-    for name in names:
-        (tmp_path / name).touch()
-    with local_hub.serve(tmp_path, REPO) as hub:
-        api = huggingface_hub.HfApi(endpoint=hub.endpoint, token=False)
-        listed = [f.path for f in api.list_repo_tree(REPO, "labels", repo_type="dataset")]
-        assert len(listed) == len(names) and set(listed) == names
-        assert sum(r.path == "api:tree" for r in hub.requests) == num_pages
 
 
 def test_files_arrive_whole_and_are_counted(hub: LocalHub, folder: Path, tmp_path: Path):

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -39,33 +40,24 @@ def befallen(job: parts.ClipJob | parts.Assembly) -> parts.JobOutcome:
     """What worker processes are for, in a bad world."""
     befalls = json.loads(Path(os.environ[PLAN]).read_text())
     what = befalls.get(getattr(job, "clip_id", None))
-    if what == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if what == "crashes":
-        ctypes.string_at(0)
-    if what == "exits":
-        os._exit(7)
-    if what == "leaves":
-        raise SystemExit(3)
-    if what == "hangs":
-        time.sleep(600)
-    if what == "fills":
-        np.zeros(1 << 62, np.uint8)
-    if what == "cannot read":
-        with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        if what == "cannot read":
             patch.setattr(os, "pread", failing(errno.EIO))
-            return do(job)
-    return do(job)
+        elif what:
+            BEFALLS[what][0]()
+        return do(job)
 
 
+DIED = "died, and again when it was alone"
+# What befalls a worker, and what is said of it.
 BEFALLS = {
-    "killed": "died, and again when it was alone (killed by SIGKILL)",
-    "crashes": "died, and again when it was alone (killed by SIGSEGV)",
-    "exits": "died, and again when it was alone (exit code 7)",
-    "leaves": "died, and again when it was alone (exit code 3)",
-    "hangs": "it took longer than 4 s and was stopped",
-    "fills": "died, and again when it was alone (out of memory)",
-    "cannot read": "could not be read: Input/output error",
+    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), f"{DIED} (killed by SIGKILL)"),
+    "crashes": (lambda: ctypes.string_at(0), f"{DIED} (killed by SIGSEGV)"),
+    "exits": (lambda: os._exit(7), f"{DIED} (exit code 7)"),
+    "leaves": (lambda: sys.exit(3), f"{DIED} (exit code 3)"),
+    "hangs": (lambda: time.sleep(600), "it took longer than 4 s and was stopped"),
+    "fills": (lambda: np.zeros(1 << 62, np.uint8), f"{DIED} (out of memory)"),
+    "cannot read": (None, "could not be read: Input/output error"),
 }
 
 
@@ -102,7 +94,7 @@ def test_lost_clips_are_rows_and_a_build_that_reads_them_makes_the_same_bytes(
     assert [row["clip_id"] for row in built.lost] == [clip_id_of(n) for n in befall.values()]
     assert not built.damaged and built.figures["num_damaged"] == 0
     assert built.figures["num_lost"] == len(BEFALLS) and built.figures["num_clips"] == 1
-    for row, reason in zip(built.lost, BEFALLS.values(), strict=True):
+    for row, (_, reason) in zip(built.lost, BEFALLS.values(), strict=True):
         assert row["state"] == "lost" and reason in row["reason"]
     assert memmap.verify(p.cache_dir).num_clips == 1, "what was read is a whole cache"
     world(cannot_read=2)
@@ -251,13 +243,9 @@ def test_where_lost_chunks_leave_no_room_the_stage_stops_with_one_sentence(serve
 
 
 def finished(p: Params) -> build.Built:
-    """03 as its notebook runs it, without the pictures."""
     for name in ("01_audit", "02_download"):
         runs.start(p, name).finish({}, digest="the same")
-    stage = runs.start(p, "03_etl")
-    built = build.build(p)
-    stage.finish(built.figures, sorted(p.cache_dir.glob("shard_*/*.*")), built.cache.digest)
-    return built
+    return evicting_run.finish(p, "03_etl")
 
 
 def test_a_stage_that_lost_a_clip_runs_again_and_the_stages_after_it_stand_until_it_changes(

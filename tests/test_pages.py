@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import nbformat
 import pytest
@@ -16,6 +15,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.pages import web
 from avomni_lib.notebook.run import pipeline, runs
 from avomni_lib.params import CONFIDENTIAL, Params
+from tests.test_report import Page
 
 ANSWER = "<think>\nAvg $x$ <script>alert(1)</script> & more"
 
@@ -69,21 +69,6 @@ def executed():
     )
 
 
-class Tags(HTMLParser):
-    """Every tag of a page with its attributes."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.found = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def of(self, name):
-        return [attributes for tag, attributes in self.found if tag == name]
-
-
 @pytest.fixture
 def p(tmp_path):
     return params(tmp_path)
@@ -108,7 +93,7 @@ def page_of(p, name="03_etl"):
 def test_a_page_holds_everything_and_asks_for_nothing(p):
     put(p, "03_etl", executed())
     page = page_of(p)
-    tags = Tags(page)
+    tags = Page(page)
     assert ".dataframe th" not in page
     assert not tags.of("script") and not tags.of("link") and not tags.of("iframe")
     (image,) = tags.of("img")
@@ -118,7 +103,7 @@ def test_a_page_holds_everything_and_asks_for_nothing(p):
     assert image["alt"] == "See what went in"
     targets = [a["href"] for a in tags.of("a") if not a["href"].startswith("#")]
     assert targets and all(re.fullmatch(r"[\w.]+\.html", href) for href in targets)
-    assert not any(attribute.startswith("on") for _, found in tags.found for attribute in found)
+    assert not any(attribute.startswith("on") for _, found in tags.tags for attribute in found)
     assert "https://" not in page and "http://" not in page and "@import" not in page
 
 
@@ -127,7 +112,7 @@ def test_text_stays_text_tables_stay_tables_and_code_is_folded(p):
     page = page_of(p)
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
     assert "cut &lt;short&gt;" in page
-    tags = Tags(page)
+    tags = Page(page)
     assert tags.of("table") and tags.of("th") and not any(tags.of("td")[0])
     assert "<details><summary>code</summary><pre>built = build.build(p)</pre></details>" in page
     # No dead bar and no widget's words.
@@ -149,7 +134,7 @@ def test_links_lead_only_to_pages_that_are_there(p):
         "index.html",
     ]
     for path in folder.iterdir():
-        for link in Tags(path.read_text()).of("a"):
+        for link in Page(path.read_text()).of("a"):
             assert link["href"].startswith("#") or (folder / link["href"]).exists()
 
 

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib import files
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.tiles import params_file
-from avomni_lib.notebook.tiles.choice import OWN_LIST, TilingChoice
+from avomni_lib.notebook.tiles.choice import TilingChoice, grid_of
 from avomni_lib.params import Params
 
 SHIPPED = sorted((files.PROJECT_ROOT / "params").glob("*.yaml"))
-CHOICE = TilingChoice("7-cam", (), (320, 192), "crop", 4.0, 8)
+CHOICE = TilingChoice(cameras.grid("7-cam"), (320, 192), "crop", 4.0, 8)
 
 choices = st.builds(
     TilingChoice,
-    setup=st.sampled_from(["4-cam", "7-cam"]),
-    cameras=st.just(()),
+    grid=st.sampled_from(["4-cam", "7-cam"]).map(cameras.grid),
     tile=st.tuples(st.integers(8, 960), st.integers(8, 960)),
     fit=st.sampled_from(["letterbox", "crop", "stretch"]),
     sample_hz=st.floats(0.1, 60).map(lambda hz: round(hz, 3)),
@@ -37,13 +37,13 @@ def test_a_file_laid_over_the_runs_own_is_the_choice(path, choice, tmp_path_fact
         assert text == ""
         return
     assert params_file.difference(fresh, text).startswith(f"--- {fresh}\tbefore")
-    params_file.write(fresh, text)
+    files.write_text(fresh, text)
     laid = Params.from_files([path, fresh])
     assert laid == choice.laid_over(p)
     assert params_file.difference(fresh, text) == ""
     # Another choice, made in the run that this one is laid over already, and back again.
     for other in (CHOICE, TilingChoice.of(p)):
-        params_file.write(fresh, params_file.text_of(fresh, laid, other))
+        files.write_text(fresh, params_file.text_of(fresh, laid, other))
         laid = Params.from_files([path, fresh])
         assert laid == other.laid_over(p)
 
@@ -57,13 +57,13 @@ def test_a_file_of_another_making_is_left_alone(tmp_path):
 
 def test_an_own_list_is_written_as_rows(tmp_path):
     names = ("camera_front_wide_120fov", "camera_rear_tele_30fov", "camera_cross_left_120fov")
-    own, path = TilingChoice(OWN_LIST, names, (64, 64), "crop", 2.0, 8), tmp_path / "own.yaml"
+    own, path = TilingChoice(grid_of(names), (64, 64), "crop", 2.0, 8), tmp_path / "own.yaml"
     text = params_file.text_of(path, Params(), own)
     rows = f"[[{', '.join(names[:2])}], [{names[2]}, null]]"
     assert f"  cameras: {rows}" in text
     path.write_text(text)
     laid = Params.from_files([path])
-    assert TilingChoice.of(laid).grid == own.grid and TilingChoice.of(laid).setup == "own grid"
+    assert TilingChoice.of(laid) == own and own.setup == "own grid"
 
 
 def test_the_default_is_no_shipped_file():

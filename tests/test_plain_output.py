@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shlex
 import subprocess
@@ -14,16 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from avomni_lib import files
 from avomni_lib.__main__ import main
-from avomni_lib.etl.cache import memmap
-from avomni_lib.evaluation import comparison
-from avomni_lib.notebook.run import pipeline, runs
-from avomni_lib.notebook.run.stages import STAGES
+from avomni_lib.notebook.run import pipeline
 from avomni_lib.plan import Plan
-from avomni_lib.training.doctor import doctor
-from avomni_lib.training.export import merge
-from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
 
 REAL = "params/mi300x.yaml"
@@ -53,67 +45,51 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def in_a_terminal(arguments: list[str], **environment: str) -> str:
-    """What a command writes to a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    env = {**os.environ, "COLUMNS": "80", "TERM": "xterm-256color"} | environment
-    with subprocess.Popen(
-        [*AVOMNI, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env
-    ) as process:
-        os.close(theirs)
-        parts = []
-        try:
-            while part := os.read(ours, 1 << 16):
-                parts.append(part)
-        except OSError:  # its other end is closed
-            pass
-    os.close(ours)
-    assert process.returncode == 0
-    return b"".join(parts).decode().replace("\r\n", "\n")
+def printed(capsys, *words: str) -> str:
+    """What a command of this process writes to stdout."""
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
 
 
-def assert_plain(text: str, folder: str) -> None:
-    """No colour, no frame, and a row a stage on one line however long."""
-    assert "\x1b" not in text and text.isascii()
-    assert re.findall(r"^(0\d_\w+)  ", text, re.MULTILINE) == [stage.name for stage in STAGES]
-    assert folder in text.splitlines()[0]
-
-
-def test_status_in_a_pipe_or_a_terminal_that_can_only_print_is_a_line_a_stage(params):
-    name = shlex.quote(params)
-    done, as_json = (
-        shell(f"A status {name} | cat"),
-        json.loads(shell(f"A status {name} --json").stdout),
-    )
-    assert ":car:" in as_json["run"] and len(as_json["run"]) > 140
-    assert done.returncode == 0
-    assert_plain(done.stdout, as_json["run"])
-    for row in as_json["stages"]:
-        assert re.search(rf"^{row['stage']}  .*  {re.escape(row['reason'])}$", done.stdout, re.M)
-    assert in_a_terminal(["status", params], TERM="dumb") == done.stdout
-
-
-def test_no_color_is_a_table_without_colour(params):
-    shown = in_a_terminal(["status", params], NO_COLOR="1")
-    assert "\x1b" not in shown and "┃" in shown
-    colourful = in_a_terminal(["status", params])
-    assert "\x1b[" in colourful and "┃" in colourful
-    for text in (shown, re.sub(r"\x1b\[[0-9;]*m", "", colourful)):
+def test_status_is_a_table_in_a_terminal_and_else_a_line_a_stage(params, capsys, monkeypatch):
+    lines = printed(capsys, "status", params)
+    told = json.loads(printed(capsys, "status", params, "--json"))
+    assert ":car:" in told["run"] and len(told["run"]) > 140
+    assert told["run"] in lines.splitlines()[0] and "\x1b" not in lines and lines.isascii()
+    rows = [line for line in lines.splitlines() if re.match(r"0\d_\w+  ", line)]
+    for row, line in zip(told["stages"], rows, strict=True):
+        assert line.startswith(f"{row['stage']}  ") and line.endswith(f"  {row['reason']}")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    assert printed(capsys, "status", params) == lines
+    monkeypatch.setenv("TERM", "xterm-256color")
+    colourful = printed(capsys, "status", params)
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = printed(capsys, "status", params)
+    assert "\x1b[" in colourful and "\x1b" not in plain
+    for text in (plain, re.sub(r"\x1b\[[0-9;]*m", "", colourful)):
         joined = re.sub(r"[\s│┃]", "", text)
-        assert "an[x]:car:folderofoutputs" in joined, "nothing is cut off"
+        assert "┃" in text and "an[x]:car:folderofoutputs" in joined, "nothing is cut off"
         assert "whatthesourceholds" in joined and "…" not in text
 
 
-def test_words_of_stages_stand_as_they_are(monkeypatch, capsys, params):
+def test_words_of_stages_stand_as_they_are_and_json_has_stdout_for_itself(
+    monkeypatch, capsys, params
+):
     def outcomes(p, stages, *, force, dry_run):
+        print("2026-01-01 00:00:00  ETL: 100 clips")
         yield pipeline.Outcome("01_audit", "ran", LONG, 1.0, {})
         yield pipeline.Outcome("05_train", "ran", "two\nlines", 1.0, {"headline": LONG})
 
     monkeypatch.setattr(pipeline, "run", outcomes)
-    assert main(["run", params]) == 0
-    said = capsys.readouterr().out
+    said = printed(capsys, "run", params)
     assert f"01_audit: ran ({LONG})\n" in said
     assert re.search(rf"^05_train  ran  1        {re.escape(LONG)}$", said, re.MULTILINE)
+    assert main(["run", params, "--json"]) == 0
+    as_json = capsys.readouterr()
+    assert json.loads(as_json.out)["stages"][0]["action"] == "ran"
+    assert "ETL: 100 clips" in as_json.err
 
 
 def test_a_locale_of_few_letters(params):
@@ -171,28 +147,12 @@ def test_a_reader_that_has_seen_enough(command, rest, params):
 # --json
 
 
-# What each command calls to do its work.
-WORK = {
-    "run": (pipeline, "run"),
-    "status": (runs, "states"),
-    "plan": (estimate, "plan_run"),
-    "doctor": (doctor, "examine"),
-    "verify": (memmap, "verify"),
-    "compare": (comparison, "compare"),
-    "stop": (job, "at_work"),
-    "export": (merge, "merge"),
-}
-
-
-@pytest.mark.parametrize("name", WORK)
-def test_what_nobody_has_foreseen_names_a_file_with_its_traceback(name, capsys, monkeypatch):
-    def broken(*_, **__):
+def test_what_nobody_has_foreseen_names_a_file_with_its_traceback(capsys, monkeypatch):
+    def broken(*_):
         raise ZeroDivisionError("by [nought]\nin two lines")
 
-    monkeypatch.setattr(*WORK[name], broken)
-    demo = str(files.PROJECT_ROOT / "params" / "demo.yaml")
-    arguments = {"verify": ["a"], "compare": ["a", "b"]}.get(name, [demo])
-    assert main([name, *arguments, "--json"]) == 1
+    monkeypatch.setattr(estimate, "plan_run", broken)
+    assert main(["plan", REAL, "--json"]) == 1
     said = capsys.readouterr()
     error = json.loads(said.out)["error"]
     assert error["what"] == "unexpected ZeroDivisionError: by [nought] in two lines"
@@ -205,6 +165,5 @@ def test_what_nobody_has_foreseen_names_a_file_with_its_traceback(name, capsys, 
 def test_figures_that_are_no_number_are_null(capsys, monkeypatch):
     figures = {"loss": float("nan"), "rate": [float("inf"), 1.5]}
     monkeypatch.setattr(estimate, "plan_run", lambda p: Plan("a plan", [], [], figures))
-    assert main(["plan", str(files.PROJECT_ROOT / "params" / "demo.yaml"), "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert (printed["loss"], printed["rate"]) == (None, [None, 1.5])
+    told = json.loads(printed(capsys, "plan", REAL, "--json"), parse_constant=pytest.fail)
+    assert (told["loss"], told["rate"]) == (None, [None, 1.5])

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -77,18 +77,12 @@ def test_no_work_at_all_is_no_error(lines_of):
 
 @pytest.mark.parametrize("kind", [progress.LineBar, progress.WidgetBar])
 def test_threads_lose_no_count(kind, capsys):
-    with kind(4000, "file", "fetch") as bar:
-        threads = [
-            threading.Thread(target=lambda: [bar.update(1) for _ in range(1000)]) for _ in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    with kind(4000, "file", "fetch") as bar, ThreadPoolExecutor(4) as pool:
+        list(pool.map(bar.update, [1] * 4000))
     assert bar.count == bar.meter.n == 4000
 
 
-def test_lines_where_nobody_looks(monkeypatch):
+def test_lines_where_nobody_looks():
     assert progress.bar() is progress.LineBar
     assert issubclass(progress.LineBar, Bar) and issubclass(progress.WidgetBar, Bar)
 
@@ -102,21 +96,19 @@ type(bar).__name__
 """
 # What a front end keeps of a display that nobody updates any more is its text.
 UNFINISHED = "unfinished = progress.bar()(9, 'clip', 'ETL')\nunfinished.update(2)"
-HEADLESS = "import os; os.environ['AVOMNI_HEADLESS'] = '1'"
 
 
-def test_a_batch_kernel_gets_lines_and_lab_a_widget_that_leaves_its_last_line(monkeypatch):
+def test_a_batch_kernel_gets_lines_and_lab_a_widget_that_leaves_its_last_line():
     """In a real kernel; a person at a front end is who may be asked for input."""
-    monkeypatch.delenv(progress.HEADLESS_VARIABLE, raising=False)
-    sources = [WORK, WORK, UNFINISHED, HEADLESS, WORK]
+    sources = [WORK, WORK, UNFINISHED]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
     client = NotebookClient(notebook, timeout=60, kernel_name="python3")
     with client.setup_kernel():
         for place, cell in enumerate(notebook.cells):
             client.kc.allow_stdin = place > 0
             client.execute_cell(cell, place)
-    batch, lab, unfinished, _, headless = notebook.cells
-    for cell, kind in ((batch, "LineBar"), (lab, "WidgetBar"), (headless, "LineBar")):
+    batch, lab, unfinished = notebook.cells
+    for cell, kind in ((batch, "LineBar"), (lab, "WidgetBar")):
         *shown, last = cell.outputs
         assert last.data["text/plain"] == repr(kind)
         if kind == "WidgetBar":

@@ -4,26 +4,38 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from avomni_lib.dataset import calibration, cameras
 from avomni_world.scene import lens as rendered
-from avomni_world.scene.towns import town
+from avomni_world.scene.towns import TOWNS, town
 
 
-@pytest.mark.parametrize("camera", [cameras.FRONT_WIDE, cameras.FRONT_TELE, cameras.REAR_LEFT])
-def test_points_fall_where_the_world_draws_them(camera):
-    """The world's lens is the published polynomial, turned into rays by other code."""
-    lens = rendered.make_lens(camera, town("harbour"), 480, 270)
-    rng = np.random.default_rng(2)
-    mount = rendered.make_mounts(rng, town("harbour"))[camera.name]
+def seen_by(lens: rendered.Lens, mount: rendered.Mount) -> calibration.Projection:
+    """What the package makes of a lens and a mount as they are published."""
     intrinsics = {name: getattr(lens, name) for name in ("width", "height", "cx", "cy")}
     intrinsics |= {f"fw_poly_{i}": value for i, value in enumerate(lens.fw)}
     extrinsics = dict(zip(("qx", "qy", "qz", "qw"), mount.quaternion, strict=True))
     extrinsics |= dict(zip("xyz", mount.position, strict=True))
-    own = calibration.Projection.of(intrinsics, extrinsics)
-    pixels = np.random.default_rng(0).uniform((5, 5), (475, 265), (200, 2))
-    far = np.random.default_rng(1).uniform(2, 80, (200, 1))
-    points = own.to_rig.apply(lens.rays(pixels) * far) + own.position
+    return calibration.Projection.of(intrinsics, extrinsics)
+
+
+@settings(max_examples=40)
+@given(
+    camera=st.sampled_from(cameras.CAMERAS),
+    name=st.sampled_from(sorted(TOWNS)),
+    size=st.sampled_from([(128, 72), (64, 36), (320, 180), (1920, 1080)]),
+)
+def test_points_fall_where_the_world_draws_them(camera, name, size):
+    """The world's lens is the published polynomial, turned into rays by other code."""
+    lens = rendered.make_lens(camera, town(name), *size)
+    mount = rendered.make_mounts(np.random.default_rng(2), town(name))[camera.name]
+    pixels = np.mgrid[0 : size[0] : 13j, 0 : size[1] : 9j].reshape(2, -1).T
+    rays, own = lens.rays(pixels), seen_by(lens, mount)
+    assert np.linalg.norm(rays, axis=1) == pytest.approx(1.0)
+    far = np.random.default_rng(1).uniform(2, 80, (len(rays), 1))
+    points = own.to_rig.apply(rays * far) + own.position
     np.testing.assert_allclose(own.pixels(points), pixels, atol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """Frames of any choice out of the raw clips: the ETL's own pixels and times, decoded once."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,13 +9,13 @@ from avomni_lib.dataset import cameras
 from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.run.build import recipe_of
 from avomni_lib.notebook.tiles import raw_frames
-from avomni_lib.notebook.tiles.choice import OWN_LIST, TilingChoice, grid_of
+from avomni_lib.notebook.tiles.choice import TilingChoice, grid_of
 from avomni_lib.notebook.tiles.preview import Place, Preview
 from avomni_lib.notebook.tiles.raw_frames import RawFrames
 from tests import cached_run
 from tests.published_set import clip_id_of
 
-NAME = clip_id_of(2)
+NAME, SEVEN = clip_id_of(2), cameras.grid("7-cam")
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,7 @@ def times_us(p):
 
 
 def choice(p, **changes):
-    own = TilingChoice.of(p)
-    names = ("setup", "cameras", "tile", "fit", "sample_hz", "sequence_length")
-    return TilingChoice(**{name: changes.get(name, getattr(own, name)) for name in names})
+    return dataclasses.replace(TilingChoice.of(p), **changes)
 
 
 def window_of(raw, times_us, wanted):
@@ -40,7 +40,7 @@ def window_of(raw, times_us, wanted):
 @pytest.mark.parametrize("fit", ["letterbox", "crop", "stretch"])
 @pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
 def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
-    wanted = choice(p, fit=fit, setup=setup, tile=(80, 32), sample_hz=7.0)
+    wanted = choice(p, fit=fit, grid=cameras.grid(setup), tile=(80, 32), sample_hz=7.0)
     laid = wanted.laid_over(p)
     raw = RawFrames(laid)
     made = sampling.sample_clip(raw.clip(NAME), recipe_of(laid)).arrays
@@ -51,28 +51,25 @@ def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
     assert np.array_equal(frames, made["frames"][3:9])
 
 
-def test_another_tile_fit_or_grid_of_the_same_cameras_decodes_nothing(p, times_us):
+def test_another_tile_fit_or_grid_decodes_nothing_and_an_overlapping_window_what_is_new(
+    p, times_us
+):
     raw = RawFrames(p)
-    window_of(raw, times_us, choice(p, setup="7-cam"))
+    window_of(raw, times_us, choice(p, grid=SEVEN))
     num = raw.num_decoded
     assert num == 7 * len(times_us)
-    own = tuple(camera.name for camera in cameras.CAMERAS[:3])
+    own = grid_of([camera.name for camera in cameras.CAMERAS[:3]])
     for changed in (
         {"tile": (160, 96)},
         {"tile": (20, 20), "fit": "crop"},
-        {"setup": "7-cam", "fit": "letterbox"},
-        {"setup": OWN_LIST, "cameras": own},
+        {"grid": SEVEN, "fit": "letterbox"},
+        {"grid": own},
     ):
         window_of(raw, times_us, choice(p, **changed))
     assert raw.num_decoded == num
-
-
-def test_overlapping_windows_share_what_was_decoded(p):
-    raw = RawFrames(p)
-    times = Preview(p).motion(NAME, cached_run.HZ).times
-    window_of(raw, times[:6], choice(p))
-    window_of(raw, times[2:8], choice(p))
-    assert raw.num_decoded == 4 * 8
+    overlapping = Preview(p).motion(NAME, cached_run.HZ).times[6:10]
+    window_of(raw, overlapping, choice(p))
+    assert raw.num_decoded == num + 4 * 2, "two of its four frames are there"
 
 
 def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
@@ -89,8 +86,8 @@ def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
     raw.grid_frame(NAME, times[:2], 0, choice(p))
     assert raw.num_decoded == num + 8, "the oldest are gone, and come again"
     tight = RawFrames(p, limit_bytes=1)
-    whole = window_of(tight, times[:4], choice(p, setup="7-cam"))
-    assert np.array_equal(whole, window_of(RawFrames(p), times[:4], choice(p, setup="7-cam")))
+    whole = window_of(tight, times[:4], choice(p, grid=SEVEN))
+    assert np.array_equal(whole, window_of(RawFrames(p), times[:4], choice(p, grid=SEVEN)))
 
 
 def test_only_the_frames_around_the_one_shown_are_decoded(p, monkeypatch):

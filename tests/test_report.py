@@ -37,11 +37,16 @@ class Page(HTMLParser):
         self.tags, self.texts, self._open = [], {}, []
         self.feed(text)
 
+    def of(self, name):
+        return [attributes for tag, attributes in self.tags if tag == name]
+
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "br"):
             self._open.append(tag)
             self.texts.setdefault(tag, []).append("")
+
+    handle_startendtag = handle_starttag  # `<img/>`
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag, f"{tag} closes what it did not open"
@@ -117,11 +122,11 @@ def test_the_page_can_be_read_on_a_phone_and_in_the_dark(made, page):
 
 
 def test_every_picture_is_in_the_page_as_it_lies_in_the_folder(made, page):
-    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    sources = [attributes["src"] for attributes in page.of("img")]
     inside = [base64.b64decode(source.partition("base64,")[2]) for source in sources]
     beside = [path.read_bytes() for path in (made[0].parent / "figures").glob("*.png")]
     assert sorted(inside) == sorted(beside) and len(set(inside)) == len(report.PICTURES) + 1
-    alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    alts = [attributes["alt"] for attributes in page.of("img")]
     assert all(alts) and len(set(alts)) == len(alts)
 
 

@@ -10,11 +10,10 @@ import pytest
 from avomni_lib import files
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.select import evicted
-from avomni_lib.etl.run import build
 from avomni_lib.notebook.run import pipeline, runs
 from avomni_lib.params import Params
-from tests import evicting_run, local_hub
-from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of
+from tests import changed_params, evicting_run, local_hub
+from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO
 
 NUM_FILES = FILES_PER_CHUNK * NUM_CHUNKS
 CHAIN = ("01_audit", "02_download", "03_etl", "04_tiles")
@@ -29,22 +28,9 @@ def done(tmp_path_factory) -> tuple[Path, Path]:
     with local_hub.serve(published, REPO) as served:
         for folder, evict in zip(folders, (False, True), strict=True):
             p = evicting_run.params(folder, evict=evict)
-            run(p, served)
+            for name in CHAIN:
+                evicting_run.finish(p, name, served)
     return folders
-
-
-def run(p: Params, served: local_hub.LocalHub, *names: str) -> None:
-    """The stages as their notebooks run them, without the pictures."""
-    for name in names or CHAIN:
-        stage = runs.start(p, name)
-        if name == "02_download":
-            fetched = download.fetch(p, hub_of(served))
-            stage.finish({}, [p.run_dir / "chosen.json"], fetched.chosen.digest)
-        elif name == "03_etl":
-            built = build.build(p, hub=hub_of(served))
-            stage.finish({}, sorted(p.cache_dir.glob("shard_*/*.*")), built.cache.digest)
-        else:
-            stage.finish({}, digest="the same")
 
 
 def copied(folder: Path, tmp_path: Path, evict: bool) -> Params:
@@ -67,13 +53,7 @@ def params(folder: Path, evict: bool, changes: dict) -> Params:
     """The run's parameters with `section.key` -> value laid over."""
     p = evicting_run.params(folder, evict=evict)
     for name, value in changes.items():
-        values = p.values()
-        place = values
-        *sections, key = name.split(".")
-        for section in sections:
-            place = place[section]
-        place[key] = value
-        p = Params.from_values(values)
+        p = changed_params.changed(p, name, value)
     return p
 
 
@@ -113,9 +93,7 @@ def test_telling_a_finished_run_to_evict_releases_its_files_and_nothing_else(don
     assert "download.evict_raw changed" in runs.state(p, "03_etl").reason
     would = {told.stage: told.action for told in pipeline.run(p, CHAIN_STAGES, dry_run=True)}
     assert [name for name, action in would.items() if action == "would run"] == ["03_etl"]
-    stage = runs.start(p, "03_etl")
-    built = build.build(p)  # no hub: nothing is fetched
-    stage.finish({}, sorted(p.cache_dir.glob("shard_*/*.*")), built.cache.digest)
+    built = evicting_run.finish(p, "03_etl")  # no hub: nothing is fetched
     assert built.figures["num_clips_read"] == 0 and built.cache.digest == before
     assert stale(p) == [] and stale(kept) == [], "and told not to again, it asks for nothing"
     assert f"{NUM_FILES} raw files evicted" in runs.state(kept, "02_download").reason

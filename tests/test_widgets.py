@@ -16,7 +16,6 @@ from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.notebook.plots import canvas, tiles
 from avomni_lib.notebook.tiles import widgets
-from avomni_lib.notebook.tiles.choice import OWN_LIST
 from avomni_lib.notebook.tiles.preview import Listed
 from avomni_lib.params import Params
 from tests import cached_run
@@ -41,19 +40,9 @@ def pixels(view):
 
 
 def shown(view):
-    """The grid out of the widget's PNG: names cut away, enlargement undone."""
-    sheet, grid, shape = pixels(view), view.choice.grid, view.choice.size
-    width, height = view.choice.tile
-    scale = canvas.scale_for(shape[1], widgets.WIDE_PX)
-    last = canvas.tile_box(shape, grid, grid.rows - 1, grid.cols - 1, scale)
-    assert sheet.shape[:2] == last[:1:-1]
-    image = np.zeros((*shape, 3), dtype=np.uint8)
-    for row in range(grid.rows):
-        for col in range(grid.cols):
-            left, top, right, bottom = canvas.tile_box(shape, grid, row, col, scale)
-            tile = sheet[top:bottom, left:right][::scale, ::scale]
-            image[row * height : (row + 1) * height, col * width : (col + 1) * width] = tile
-    return image
+    """The grid (H, W, 3) that the widget's PNG shows, behind the cameras' names."""
+    assert np.array_equal(pixels(view), view.sheet())
+    return view.grid_frame()
 
 
 def tile_at(image, grid, row, col):
@@ -153,7 +142,7 @@ def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
 
 
 def test_an_own_list_is_laid_out_in_its_order_and_can_be_written_down(view):
-    view.setup.value = OWN_LIST
+    view.setup.value = widgets.OWN_LIST
     view.controls.cameras.value = ["rear tele", "cross left", "front wide"]
     labels = [cameras.CAMERAS[named(view, *place)[1]].label for place in ((0, 0), (0, 1), (1, 0))]
     assert labels == view.controls.cameras.value
@@ -224,7 +213,7 @@ def test_squares_of_vision_tokens_are_drawn_on_demand(view):
     assert (
         differs[:, 32 * scale][: 32 * scale].all() and not differs[: 32 * scale, 31 * scale].any()
     )
-    assert np.array_equal(pixels(view), view.sheet())
+    assert np.array_equal(after, view.sheet())
 
 
 def test_a_choice_that_the_model_would_refuse_is_shown_and_says_so(view):

@@ -16,6 +16,7 @@ from avomni_world.publish import obstacles
 from avomni_world.scene import events
 from avomni_world.scene.render import Renderer
 from avomni_world.scene.scenes import Scene, make_scene
+from tests.test_projection import seen_by
 from tests.test_world_scene import bytes_of
 
 SECONDS = 8.0
@@ -155,8 +156,7 @@ def test_who_crosses_is_seen(crossed):
     table = pd.read_parquet(io.BytesIO(obstacles.table(crossed)))
     row = table[(table["timestamp_us"] == t_us) & (table["label_class"] == "person")].iloc[0]
     middle = np.array([row.center_x, row.center_y, row.center_z])
-    mount = crossed.mounts[FRONT[0].name]
-    pixel = lens.project(mount.rotation.T @ (middle - mount.position))
+    pixel = seen_by(lens, crossed.mounts[FRONT[0].name]).pixels(middle[None])[0]
     rows, cols = np.nonzero(differs)
     assert abs(cols.mean() - pixel[0]) < 3 and abs(rows.mean() - pixel[1]) < 4
     assert row.size_z == pytest.approx(1.76, abs=0.05)

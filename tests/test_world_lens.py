@@ -16,17 +16,6 @@ sizes = st.sampled_from([(128, 72), (64, 36), (320, 180), (1920, 1080)])
 
 @settings(max_examples=40)
 @given(camera=any_camera, town=town_names, size=sizes)
-def test_pixel_to_ray_and_back(camera, town, size):
-    lens = make_lens(camera, towns.town(town), *size)
-    pixels = np.mgrid[0 : size[0] : 13j, 0 : size[1] : 9j].reshape(2, -1).T
-    rays = lens.rays(pixels)
-    assert np.linalg.norm(rays, axis=1) == pytest.approx(1.0)
-    assert np.abs(lens.project(rays) - pixels).max() < 1e-6
-    assert lens.project(-rays[:1]) == pytest.approx(np.nan, nan_ok=True)
-
-
-@settings(max_examples=40)
-@given(camera=any_camera, town=town_names, size=sizes)
 def test_the_backward_polynomial_follows(camera, town, size):
     lens = make_lens(camera, towns.town(town), *size)
     radius = np.linspace(0, np.hypot(*size) / 2, 200)

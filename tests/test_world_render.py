@@ -11,6 +11,7 @@ import pytest
 from avomni_lib.dataset import cameras
 from avomni_world.scene.render import Renderer, picture
 from avomni_world.scene.scenes import make_scene
+from tests.test_projection import seen_by
 
 TIMES = np.array([0.0, 0.5, 1.0])
 
@@ -66,9 +67,9 @@ def test_sky_above_ground_below_and_no_holes(renderer, town):
         return np.linalg.norm(sky - colour, axis=1).min()
 
     for idx, camera in enumerate(cameras.CAMERAS):
-        pose, lens = scene.camera_poses(camera.name, TIMES[:1])[0], renderer.lenses[camera.name]
-        level = pose[:3, 2] * (1, 1, 0)
-        row = int(lens.project(pose[:3, :3].T @ level)[1])
+        mount, lens = scene.mounts[camera.name], renderer.lenses[camera.name]
+        level = mount.position + mount.rotation[:, 2] * (1, 1, 0)
+        row = int(seen_by(lens, mount).pixels(level[None])[0, 1])
         top, bottom = pictures[idx][: row - 5], pictures[idx][row + 3 :]
         assert len(top) > 3 and len(bottom) > 8
         assert off_sky(np.median(top, axis=(0, 1))) < 20, camera.name

@@ -67,7 +67,7 @@ class Motions:
     def raw(self, clip_id: str) -> dict[str, np.ndarray] | None:
         """Egomotion during the video, by column; None if its file cannot be read."""
         with contextlib.suppress(AvomniError):
-            clip = _clip(self.p, self.catalog, clip_id, "egomotion")
+            clip = open_there(self.p, self.catalog, clip_id, "egomotion")
             if clip is not None:  # it starts before the video and runs far past it
                 ego, last_us = clip.egomotion(), 1e6 * forecast.clip_seconds(self.p, clip)
                 rows = (ego["timestamp"] >= 0) & (ego["timestamp"] <= last_us)
@@ -100,16 +100,18 @@ def clips(p: Params, found: Audit) -> pd.DataFrame:
             values |= motions.catalog.attributes(clip_id)
         ego = (motions.raw(clip_id) or motions.sampled(clip_id)) if clip_id in read else None
         if ego is not None and len(ego["vx"]) > 1:
-            values["speed_mps"], values["turn_deg"] = _speed_and_turn(ego)
+            heading = yaw(ego)
+            values["speed_mps"] = speed(ego).mean()
+            values["turn_deg"] = np.degrees(heading[-1] - heading[0])
         rows.append({name: values.get(name) for name in COLUMNS})
     table = pd.DataFrame(rows, columns=COLUMNS).set_index("clip_id")
     return table.astype({"speed_mps": float, "turn_deg": float})
 
 
-def _speed_and_turn(ego: dict[str, np.ndarray]) -> tuple[float, float]:
+def yaw(ego: dict[str, np.ndarray]) -> np.ndarray:
+    """(N,) heading in rad, positive to the left, without jumps at ±π."""
     x, y, z, w = (ego[name] for name in ("qx", "qy", "qz", "qw"))
-    yaw = np.unwrap(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
-    return float(speed(ego).mean()), float(np.degrees(yaw[-1] - yaw[0]))
+    return np.unwrap(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
 
 
 def speed(ego: dict[str, np.ndarray]) -> np.ndarray:
@@ -129,12 +131,14 @@ def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
 
     catalog = Catalog.of(p)
     camera = cameras.grid(p.vision.cameras).front.name
-    there = [row for row in _chosen(found) if _clip(p, catalog, row["clip_id"], camera) is not None]
+    there = [
+        row for row in _chosen(found) if open_there(p, catalog, row["clip_id"], camera) is not None
+    ]
     frames = []
     for row in (there[place] for place in canvas.evenly(len(there), num)):
         image, reason = None, ""
         try:
-            source = _clip(p, catalog, row["clip_id"], camera).video(camera)
+            source = open_there(p, catalog, row["clip_id"], camera).video(camera)
             image = reader.read_frames(source, np.zeros(1), size=shrunk).images[0]
         except AvomniError as error:
             reason = error.what
@@ -146,7 +150,7 @@ def _chosen(found: Audit) -> list[dict[str, Any]]:
     return [row for row in found.clips if row["state"] != NOT_CHOSEN]
 
 
-def _clip(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:
+def open_there(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:
     """A clip opened in the folder that holds the feature's file; None if there is none."""
     path = catalog.path(feature, catalog.chunk_of(clip_id))
     there = next((folder for folder in runs.raw_folders(p) if (folder / path).exists()), None)

@@ -7,7 +7,6 @@ executed notebook cannot show a widget. Rates are computed by tqdm.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from datetime import datetime
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from avomni_lib.plan import Bar
 
-HEADLESS_VARIABLE = "AVOMNI_HEADLESS"
 BYTE_UNITS = ("B", "byte", "bytes")
 # Weight of recent rates: a resumed run counts finished work at once, and an average over the whole
 # time would be too optimistic.
@@ -46,8 +44,6 @@ def has_front_end() -> bool:
 
     papermill and nbclient execute cells with `allow_stdin=False`, JupyterLab with True.
     """
-    if os.environ.get(HEADLESS_VARIABLE, "") not in ("", "0"):
-        return False
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython

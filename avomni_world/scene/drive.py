@@ -148,13 +148,8 @@ class Drive:
         part = at - idx
         first, second = self.state[idx], self.state[idx + 1]
         rate = self._rates()
-        smooth = _hermite(
-            first[..., [0, 1, 2, 3, 6]],
-            second[..., [0, 1, 2, 3, 6]],
-            rate[idx] * STEP_S,
-            rate[idx + 1] * STEP_S,
-            part[..., None],
-        )
+        start, stop = (state[..., [0, 1, 2, 3, 6]] for state in (first, second))
+        smooth = _hermite(start, stop, rate[idx] * STEP_S, rate[idx + 1] * STEP_S, part[..., None])
         linear = first[..., 4:6] * (1 - part)[..., None] + second[..., 4:6] * part[..., None]
         x, y, yaw, speed, along = np.moveaxis(smooth, -1, 0)
         return {
@@ -170,16 +165,9 @@ class Drive:
     def _rates(self) -> np.ndarray:
         """(N, 5) time derivatives of x, y, yaw, speed and length."""
         _, _, yaw, speed, acceleration, steer, along = self.state.T
-        return np.stack(
-            [
-                speed * np.cos(yaw),
-                speed * np.sin(yaw),
-                speed * np.tan(steer) / self.wheelbase_m,
-                acceleration,
-                np.gradient(along, STEP_S),
-            ],
-            axis=-1,
-        )
+        velocity = speed * np.cos(yaw), speed * np.sin(yaw)
+        turning = speed * np.tan(steer) / self.wheelbase_m
+        return np.stack([*velocity, turning, acceleration, np.gradient(along, STEP_S)], axis=-1)
 
 
 def _hermite(p0, p1, m0, m1, t):
@@ -318,9 +306,8 @@ def drive_along(
         x += moved * math.cos(middle)
         y += moved * math.sin(middle)
         here = cell(along)
-        offset = -(x - road_x[here]) * math.sin(headings[here]) + (y - road_y[here]) * math.cos(
-            headings[here]
-        )
+        sin, cos = math.sin(headings[here]), math.cos(headings[here])
+        offset = -(x - road_x[here]) * sin + (y - road_y[here]) * cos
         along += moved * math.cos(middle - headings[here]) / (1 - curvatures[here] * offset)
         yaw += turn * STEP_S
         steer = next_steer

@@ -54,15 +54,8 @@ class SceneEvent:
     def json(self) -> str:
         """The column's content."""
         frame = (self.start_us - START_US) // STEP_US
-        return json.dumps(
-            [
-                {
-                    "event_start_frame": frame,
-                    "event_start_timestamp": self.start_us,
-                    "coc": self.text,
-                }
-            ]
-        )
+        start = {"event_start_frame": frame, "event_start_timestamp": self.start_us}
+        return json.dumps([start | {"coc": self.text}])
 
 
 @dataclass(frozen=True)

@@ -63,17 +63,6 @@ class Lens:
         far = math.hypot(max(self.cx, self.width - self.cx), max(self.cy, self.height - self.cy))
         return float(_angles(self.fw, far))
 
-    def project(self, rays: np.ndarray) -> np.ndarray:
-        """Pixels (…, 2) of directions (…, 3) in the camera's frame; NaN outside the lens's
-        range."""
-        rays = np.asarray(rays, np.float64)
-        side = np.linalg.norm(rays[..., :2], axis=-1)
-        angle = np.arctan2(side, rays[..., 2])
-        radius = np.polynomial.polynomial.polyval(angle, self.fw)
-        radius = np.where(angle <= self.max_angle * 1.2, radius, np.nan)
-        scale = radius / np.maximum(side, 1e-12)
-        return rays[..., :2] * scale[..., None] + (self.cx, self.cy)
-
     def rays(self, pixels: np.ndarray) -> np.ndarray:
         """Unit directions (…, 3) of pixels (…, 2): the forward polynomial's exact inverse."""
         out = np.asarray(pixels, np.float64) - (self.cx, self.cy)
@@ -184,10 +173,8 @@ class Raster:
 
 def pack(rasters: Sequence[Raster]) -> tuple[list[tuple[int, int]], int, int]:
     """(left, top) of each drawing in one buffer, in rows, and the buffer's width and height."""
-    widest = max(
-        max(r.width for r in rasters),
-        round(math.sqrt(sum(r.width * r.height for r in rasters) * 1.9)),
-    )
+    area = sum(raster.width * raster.height for raster in rasters)
+    widest = max(round(math.sqrt(area * 1.9)), *(raster.width for raster in rasters))
     places: list[tuple[int, int]] = [(0, 0)] * len(rasters)
     left = top = row_height = width = 0
     for idx in sorted(range(len(rasters)), key=lambda i: -rasters[i].height):

@@ -154,16 +154,9 @@ class Renderer:
         times_s = np.asarray(times_s, np.float64)
         if times_s.ndim == 1:
             times_s = np.repeat(times_s[:, None], len(self.cameras), axis=1)
-        eyes = np.stack(
-            [
-                self.scene.camera_poses(camera.name, times_s[:, idx])
-                for idx, camera in enumerate(self.cameras)
-            ],
-            axis=1,
-        )
-        others = np.stack(
-            [self.scene.vehicle_poses(times_s[:, idx]) for idx in range(len(self.cameras))], axis=1
-        )
+        by_camera = [(camera.name, times_s[:, idx]) for idx, camera in enumerate(self.cameras)]
+        eyes = np.stack([self.scene.camera_poses(*one) for one in by_camera], axis=1)
+        others = np.stack([self.scene.vehicle_poses(times) for _, times in by_camera], axis=1)
         others[..., 2] = np.degrees(others[..., 2])
         # panda3d: x right, y forward, z up, row vectors.
         axes = eyes[..., :3, [0, 2, 1]] * (1, 1, -1)

@@ -76,14 +76,8 @@ def ground_meshes(
             if np.linalg.norm(path - centre, axis=1).min() > GROUND_HALF_M:
                 continue
             grid_y, grid_x = np.mgrid[0 : h + 1, 0 : w + 1].reshape(2, -1)
-            points = np.stack(
-                [
-                    (low[0] + col + grid_x) * side,
-                    (low[1] + row + grid_y) * side,
-                    np.zeros(grid_x.shape),
-                ],
-                axis=-1,
-            )
+            x, y = (low[0] + col + grid_x) * side, (low[1] + row + grid_y) * side
+            points = np.stack([x, y, np.zeros(x.shape)], axis=-1)
             a = (np.arange(h)[:, None] * (w + 1) + np.arange(w)).reshape(-1)
             triangles = np.concatenate(
                 [np.stack([a, a + 1, a + w + 2], -1), np.stack([a, a + w + 2, a + w + 1], -1)]

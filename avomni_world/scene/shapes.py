@@ -87,21 +87,14 @@ def box(size, foot=(0.0, 0.0, 0.0), cell=PLAIN, tint=0, top_tint=None, taper=1.0
     (length, width, height), (x, y, z) = size, foot
     low = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (length / 2, width / 2) + (x, y)
     high = (low - (x, y)) * taper + (x, y)
-    sides = []
-    for here, there in ((0, 1), (1, 2), (2, 3), (3, 0)):
-        sides.append(
-            [
-                (*low[here], z),
-                (*low[there], z),
-                (*high[there], z + height),
-                (*high[here], z + height),
-            ]
-        )
-    top = [[(*high[i], z + height) for i in range(4)]]
-    return _faces(sides, cell, tint) + _faces(top, PLAIN, tint if top_tint is None else top_tint)
+    bottom = [(*corner, z) for corner in low]
+    top = [(*corner, z + height) for corner in high]
+    sides = [[bottom[i - 1], bottom[i], top[i], top[i - 1]] for i in (1, 2, 3, 0)]
+    top_tint = tint if top_tint is None else top_tint
+    return _faces(sides, cell, tint) + _faces([top], PLAIN, top_tint)
 
 
-def cone(radius, height, foot_z, sides=6, tint=0, cell=LEAVES, bottom=0.0) -> Shape:
+def cone(radius, height, foot_z, sides=6, bottom=0.0) -> Shape:
     """A cone of flat sides; with `bottom` > 0 a second one hangs below it (m)."""
     turn = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     ring = np.stack([np.cos(turn) * radius, np.sin(turn) * radius, np.full(sides, foot_z)], -1)
@@ -114,15 +107,19 @@ def cone(radius, height, foot_z, sides=6, tint=0, cell=LEAVES, bottom=0.0) -> Sh
         quads = np.stack([first, second, apex, apex], axis=1)
         normals = np.cross(second - first, apex - first)
         normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-        square = np.array([[0.02, 0.02], [0.48, 0.02], [0.25, 0.48]]) + cell
+        square = np.array([[0.02, 0.02], [0.48, 0.02], [0.25, 0.48]]) + LEAVES
         part = Shape(
             quads[:, :3].reshape(-1, 3),
             np.repeat(normals, 3, axis=0),
             np.tile(square, (sides, 1)),
-            np.full(sides * 3, tint),
+            np.zeros(sides * 3, int),
             np.arange(sides * 3).reshape(-1, 3),
         )
         parts.append(part)
+    return _joined(*parts)
+
+
+def _joined(*parts: Shape) -> Shape:
     return functools.reduce(operator.add, parts)
 
 
@@ -158,30 +155,30 @@ def _house() -> Shape:
 
 def _crane() -> Shape:
     legs = [box((0.9, 0.9, 22), (x, y, 0), METAL) for x in (-6, 6) for y in (-5, 5)]
-    shape = legs[0] + legs[1] + legs[2] + legs[3]
-    return shape + box((14, 12, 1.6), (0, 0, 22), METAL) + box((1.6, 44, 1.6), (0, 0, 23.6), METAL)
+    beams = box((14, 12, 1.6), (0, 0, 22), METAL), box((1.6, 44, 1.6), (0, 0, 23.6), METAL)
+    return _joined(*legs, *beams)
 
 
 def _car() -> Shape:
     body = box((4.5, 1.8, 0.74), (0, 0, 0.22), taper=0.97)
     cabin = box((2.5, 1.62, 0.56), (-0.25, 0, 0.96), tint=1, top_tint=0, taper=0.78)
-    wheels = [
-        box((0.62, 0.22, 0.62), (x, y, 0), tint=2) for x in (-1.4, 1.4) for y in (-0.82, 0.82)
-    ]
-    lamps = box((0.06, 1.5, 0.16), (2.23, 0, 0.62), tint=3) + box(
-        (0.06, 1.5, 0.16), (-2.23, 0, 0.62), tint=4
-    )
-    return body + cabin + wheels[0] + wheels[1] + wheels[2] + wheels[3] + lamps
+    wheels = _wheels((0.62, 0.22, 0.62), 1.4, 0.82)
+    head = box((0.06, 1.5, 0.16), (2.23, 0, 0.62), tint=3)
+    tail = box((0.06, 1.5, 0.16), (-2.23, 0, 0.62), tint=4)
+    return _joined(body, cabin, *wheels, head, tail)
 
 
 def _van() -> Shape:
     body = box((5.6, 2.0, 2.04), (-0.2, 0, 0.26), taper=0.96)
     windows = box((0.5, 1.82, 0.7), (2.36, 0, 1.35), tint=1)
-    wheels = [box((0.7, 0.24, 0.7), (x, y, 0), tint=2) for x in (-1.8, 1.8) for y in (-0.92, 0.92)]
-    lamps = box((0.06, 1.7, 0.2), (2.6, 0, 0.7), tint=3) + box(
-        (0.06, 1.7, 0.2), (-3.0, 0, 0.8), tint=4
-    )
-    return body + windows + wheels[0] + wheels[1] + wheels[2] + wheels[3] + lamps
+    wheels = _wheels((0.7, 0.24, 0.7), 1.8, 0.92)
+    head = box((0.06, 1.7, 0.2), (2.6, 0, 0.7), tint=3)
+    tail = box((0.06, 1.7, 0.2), (-3.0, 0, 0.8), tint=4)
+    return _joined(body, windows, *wheels, head, tail)
+
+
+def _wheels(size, x, y) -> list[Shape]:
+    return [box(size, (x * ahead, y * left, 0), tint=2) for ahead in (-1, 1) for left in (-1, 1)]
 
 
 def _person() -> Shape:

@@ -40,14 +40,8 @@ def textures(rng: np.random.Generator, town: Town) -> dict[str, np.ndarray]:
     coarse = noise(rng, 256, (4, 16, 64))
     fine = noise(rng, 256, (128, 256))
     ground = _paint(town.ground, coarse, 0.7 * flat) * (1 + 0.35 * flat * (2 * fine - 1))[..., None]
-    return {
-        name: np.clip(picture, 0, 255).astype(np.uint8)
-        for name, picture in (
-            ("things", _things_texture(rng, town, flat)),
-            ("road", road),
-            ("ground", ground),
-        )
-    }
+    pictures = {"things": _things_texture(rng, town, flat), "road": road, "ground": ground}
+    return {name: np.clip(rgb, 0, 255).astype(np.uint8) for name, rgb in pictures.items()}
 
 
 def _road_texture(rng: np.random.Generator, town: Town, flat: float) -> np.ndarray:

@@ -121,20 +121,6 @@ def test_a_camera_joins_an_own_list(page: Page, opened: Locator, view: widgets.T
     await_picture(page, view.sheet())
 
 
-def test_the_choice_is_written_as_it_was_shown(
-    page: Page, opened: Locator, params: Path, tmp_path: Path
-):
-    path = tmp_path / "chosen.yaml"
-    opened.get_by_label("params file").fill(str(path))
-    page.keyboard.press("Enter")
-    opened.get_by_role("button", name="7-cam").click()
-    opened.locator("pre", has_text="+  cameras: 7-cam").wait_for()
-    assert not path.exists()
-    opened.get_by_role("button", name="write the choice").click()
-    opened.get_by_text("Written.").wait_for()
-    assert Params.from_files([params, path]).vision.cameras == "7-cam"
-
-
 def test_nothing_reaches_over_the_edge_of_the_page(page: Page, opened: Locator, tmp_path: Path):
     for setup in ("4-cam", "7-cam", "own list"):
         opened.get_by_role("button", name=setup).click()

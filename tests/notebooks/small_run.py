@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from avomni_lib import files
-from avomni_lib.params import Params
+from avomni_lib.params import Params, yaml_file
 
 SMALL = {
     "run": {"name": "small"},
@@ -26,12 +26,7 @@ def write_params(folder: Path, **sections: dict) -> Path:
     values = yaml.safe_load((files.PROJECT_ROOT / "params" / "demo.yaml").read_text())
     own = {"run": {"outputs_dir": str(folder)}, "dataset": {"local_dir": str(folder / "data")}}
     for changes in (SMALL, own, sections):
-        for section, keys in changes.items():
-            for key, value in keys.items():
-                merged = value | {} if isinstance(value, dict) else value
-                if isinstance(value, dict):
-                    merged = values[section].get(key, {}) | value
-                values[section][key] = merged
+        values = yaml_file.merge(values, changes)
     path = folder / "small.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(values))

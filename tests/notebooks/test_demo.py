@@ -1,8 +1,6 @@
 """The demo itself, as `make demo` runs it: the model learns from the pixels, or this fails."""
 
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -110,12 +108,6 @@ def test_the_split_is_frozen_and_every_stage_after_it_names_its_hash(figures: di
         assert result["split_sha256"] == frozen, name
 
 
-def test_the_report_is_one_page_that_needs_no_network(p: Params):
-    page = (p.run_dir / "06_evaluate" / "report.html").read_text()
-    assert "data:image/png;base64," in page and "vision helps by" in page
-    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""", page)
-
-
 def test_memory_was_foretold(p: Params):
     """Time was too, but how busy the machine is decides about that: see result.json."""
     trained = json.loads((p.run_dir / "05_train" / "result.json").read_text())["figures"]
@@ -143,14 +135,6 @@ def test_live_cameras_were_answered(p: Params):
     answers = [json.loads(line)["text"] for line in lines if '"kind": "answer"' in line]
     assert len(answers) == live["num_answers"]
     assert sum("Avg Velocity" in text for text in answers) >= 0.9 * len(answers)
-
-
-def test_pictures_lie_beside_each_notebook(p: Params):
-    stages = sorted(path.parent.name for path in p.run_dir.glob("*/result.json"))
-    assert len(stages) == 7
-    for stage in stages:
-        pictures = list(Path(p.run_dir / stage / "figures").glob("*.png"))
-        assert pictures and all(path.stat().st_size > 2000 for path in pictures), stage
 
 
 @pytest.fixture(scope="module")

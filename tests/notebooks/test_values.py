@@ -94,7 +94,7 @@ def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
         tiling.tile_of(frame[None], grid, tile, camera.name)[:] = 50 * (number + 1)
     view = SimpleNamespace(
         grid_frame=lambda: frame,
-        choice=TilingChoice("4-cam", (), tile, "stretch", 10.0, 16),
+        choice=TilingChoice(grid, tile, "stretch", 10.0, 16),
         figure_of=lambda choice: None,
     )
     shown = run_section(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import datetime
 import functools
 import shlex
 from collections.abc import Mapping
@@ -68,11 +67,9 @@ def write(
     """Write `report.html`, and beside it `params.yaml` with all of the run's parameters.
 
     Args:
-        figures: As in 06's `result.json`.
-        table: The answers from which they were computed (`evaluation.metrics.SCHEMA`).
+        figures: As in 06's `result.json`, computed from the answers in `table`.
         pictures: Name -> PNG file, to be embedded.
         cost: As returned by `cost_of`.
-        folder: The stage's folder.
 
     Returns:
         Path of the page.
@@ -83,7 +80,7 @@ def write(
     files.write_text(folder / PARAMS_FILE, yaml.safe_dump(p.complete(), sort_keys=False))
     answers = shlex.split(_named(folder / "answers.parquet"))[0]
     rows = sorted(figures["metrics"], key=lambda name: name != MODEL)
-    page = _template().render(
+    page = template(TEMPLATE).render(
         title=f"{p.run.name}: the score",
         notice=p.notice,
         finding=ladder_finding(figures),
@@ -102,7 +99,7 @@ def write(
         pictures=_pictures(pictures),
         answers=_answers(table),
         cost=cost,
-        made=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        made=files.now(),
     )
     files.write_text(folder / FILE, page)
     return folder / FILE
@@ -125,9 +122,8 @@ def cost_of(p: Params, running_s: float | None = None) -> dict[str, Any]:
     for stage in runs.STAGES:
         result = runs.read_result(p, stage.name)
         if stage.name == STAGE and running_s is not None:
-            host_gb = max(hardware.peak_memory()["host_gb"], hardware.peak_memory_of_children())
-            result = {"seconds": running_s, "peak_memory_gb": host_gb, "figures": {}}
-            result["provenance"] = hardware.provenance()
+            result = {"seconds": running_s, "peak_memory_gb": hardware.peak_host_gb()}
+            result |= {"figures": {}, "provenance": hardware.provenance()}
         if result is not None:
             # A notebook that attached to a running training measured only a part of it.
             trained_s = result["figures"].get("measured", {}).get("seconds", 0.0)
@@ -191,7 +187,8 @@ def facts(p: Params, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of this folder."""
     # Answers are arbitrary text: escape everything, and fail on undefined names.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -205,14 +202,12 @@ def _template() -> jinja2.Template:
     environment.filters["verdict"] = lambda entry: VERDICTS[wording.standing(entry)]
     environment.filters["slice"] = lambda by: SLICES.get(by, by)
     environment.globals |= {"between": _between, "model": MODEL}
-    return environment.get_template(TEMPLATE)
+    return environment.get_template(name)
 
 
 def _named(path: Path) -> str:
-    """A path for a command: relative to the project's root if it is inside it."""
-    path = path.resolve()
-    root = files.PROJECT_ROOT
-    return shlex.quote(str(path.relative_to(root) if path.is_relative_to(root) else path))
+    """A path for a shell's command."""
+    return shlex.quote(files.from_root(path.resolve()))
 
 
 def _quoted(code: str) -> str:

@@ -18,12 +18,7 @@ pd.set_option("display.max_colwidth", None)  # do not truncate reasons
 
 
 def parameters(p: Params, names: Mapping[str, Any]) -> pd.DataFrame:
-    """The keys of a notebook's parameters cell, with their values and where these were set.
-
-    Args:
-        p: From `Params.from_notebook`.
-        names: The notebook's `globals()`.
-    """
+    """The keys of a parameters cell (`names`: its `globals()`), their values, and who set these."""
     keys = notebook_cell.shown(names)
     values = model_input.flat(p.values())
     injected = model_input.flat(notebook_cell.injected(names))

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import base64
-import datetime
 import functools
 import re
 import shutil
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import nbformat
@@ -27,6 +25,7 @@ from traitlets.config import Config
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
+from avomni_lib.notebook.pages.report import template
 from avomni_lib.notebook.run import faults, runs
 from avomni_lib.notebook.run.stages import in_short, stages_of
 from avomni_lib.params import Params
@@ -69,30 +68,24 @@ def write(p: Params) -> Path:
     has_score = score.exists()
     for old in [*folder.glob("*.html")]:
         old.unlink()
+    links = {INDEX: "all notebooks"} | {f"{name}.html": name for name in executed}
+    links |= {SCORE: "the score"} if has_score else {}
     for name, path in executed.items():
-        page = _frame(
-            p,
-            title=f"{p.run.name}: {name}",
-            links=_links(executed, has_score, name),
-            warning=_warning(states[name]),
-            body=body_of(_read(path), set(executed)),
-        )
+        body, warning = body_of(_read(path), set(executed)), _warning(states[name])
+        page = _frame(p, links, f"{name}.html", name, body=body, warning=warning)
         files.write_text(folder / f"{name}.html", page)
     if has_score:
         with files.write_whole(folder / SCORE) as copy, open(score, "rb") as source:
             shutil.copyfileobj(source, copy)
-    rows = [_row(p, states[stage.name], stage.name in executed) for stage in stages_of(p)]
-    title, links = f"{p.run.name}: the notebooks", _links(executed, has_score, INDEX)
-    files.write_text(folder / INDEX, _frame(p, title=title, links=links, rows=rows))
+    rows = [_row(states[stage.name]) for stage in stages_of(p)]
+    files.write_text(folder / INDEX, _frame(p, links, INDEX, "the notebooks", rows=rows))
     return folder / INDEX
 
 
 def body_of(notebook: nbformat.NotebookNode, pages: set[str]) -> str:
-    """A notebook's cells as HTML.
+    """The cells of an executed notebook, which is modified, as HTML.
 
-    Args:
-        notebook: An executed notebook; modified in place.
-        pages: Names of the notebooks that have a page; links to others become plain text.
+    Links to notebooks that have no page (`pages`) become plain text.
     """
 
     def link(match: re.Match[str]) -> str:
@@ -138,21 +131,25 @@ def _exporter() -> HTMLExporter:
     )
 
 
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(FRAME)
-
-
-def _frame(p: Params, body: str = "", **parts: Any) -> str:
-    made = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    return _template().render(
-        body=jinja2.filters.Markup(body), notice=p.notice, foot=f"Page made {made}.", **parts
+def _frame(
+    p: Params,
+    links: Mapping[str, str],
+    here: str,
+    title: str,
+    *,
+    body: str = "",
+    warning: str = "",
+    rows: Sequence[Mapping[str, str]] = (),
+) -> str:
+    return template(FRAME).render(
+        title=f"{p.run.name}: {title}",
+        links=links,
+        here=here,
+        warning=warning,
+        body=jinja2.filters.Markup(body),
+        rows=rows,
+        notice=p.notice,
+        foot=f"Page made {files.now()}.",
     )
 
 
@@ -167,20 +164,6 @@ def _read(path: Path) -> nbformat.NotebookNode:
         ) from None
 
 
-def _links(executed: dict[str, Path], has_score: bool, here: str) -> list[dict[str, str]]:
-    """The navigation links of a page."""
-    targets = {INDEX: "all notebooks"} | {name: name for name in executed}
-    if has_score:
-        targets[SCORE] = "the score"
-    return [
-        {
-            "name": words,
-            "href": "" if name == here else name if name.endswith(".html") else f"{name}.html",
-        }
-        for name, words in targets.items()
-    ]
-
-
 def _warning(state: runs.StageState) -> str:
     """A warning for an unfinished or stale stage; the notebook of a killed one looks complete."""
     if state.done:
@@ -193,11 +176,10 @@ def _warning(state: runs.StageState) -> str:
     return f"This notebook is older than the run's parameters or data: {state.reason}."
 
 
-def _row(p: Params, state: runs.StageState, has_page: bool) -> dict[str, str]:
+def _row(state: runs.StageState) -> dict[str, str]:
     name, result = state.stage.name, state.result
     return {
         "name": name,
-        "href": f"{name}.html" if has_page else "",
         "purpose": state.stage.purpose,
         "outcome": in_short(name, result["figures"]) if result else "",
         "time": minutes(result["seconds"]) if result else "",

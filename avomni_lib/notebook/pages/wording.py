@@ -50,9 +50,6 @@ def standing(entry: Mapping[str, Any]) -> str:
 
     EVEN means that the interval of the difference contains 0 or comes from fewer than
     `FEWEST_CLIPS` clips.
-
-    Args:
-        entry: One of `figures["ladder"]`.
     """
     low, high = entry["difference_low"], entry["difference_high"]
     if entry["num_clips"] < FEWEST_CLIPS or not is_number(low) or low <= 0 <= high:

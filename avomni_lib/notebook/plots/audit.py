@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from avomni_lib.notebook.circumstances import NOTHING_THERE, FirstFrame
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.plan import gigabytes
+from avomni_lib.plan import gigabytes, unit_of
 
 if TYPE_CHECKING:
     from avomni_lib.dataset.audit.audit import Audit
@@ -59,17 +59,12 @@ def matrix(found: Audit) -> canvas.Picture:
     there are more clips than columns, a column shows the worst state of several clips.
     """
     features, clips = found.features, sorted(found.clips, key=lambda row: row["chunk"])
-    names = list(STATES)
-    states = np.array(
-        [[names.index(row["features"][feature]) for row in clips] for feature in features], int
-    ).reshape(len(features), len(clips))
-    counts = {name: int((states == code).sum()) for code, name in enumerate(names)}
+    table = pd.DataFrame([row["features"] for row in clips], columns=list(features))
+    counts = {state: int((table == state).to_numpy().sum()) for state in STATES}
+    counts = {state: count for state, count in counts.items() if count}
     per_column = max(-(-len(clips) // MAX_COLUMNS), 1)
-    shown = np.full((1, 1), -1)
-    if clips:
-        by_rank = np.array([names.index(name) for name in WORST])  # the minimum is shown
-        starts = np.arange(0, len(clips), per_column)
-        shown = by_rank[np.minimum.reduceat(np.argsort(by_rank)[states], starts, axis=1)]
+    ranks = table.map(WORST.index).groupby(table.index // per_column).min()
+    shown = ranks.T.to_numpy() if clips else np.full((1, 1), np.nan)
     picture = canvas.Picture(1200, 110 + 26 * max(len(features), 3))
     axes = picture.add_subplot()
     end = max(len(clips), 1) + 0.5
@@ -77,14 +72,14 @@ def matrix(found: Audit) -> canvas.Picture:
         shown,
         aspect="auto",
         interpolation="nearest",
-        cmap=ListedColormap(["white", *STATES.values()]),
-        vmin=-1.5,
-        vmax=len(names) - 0.5,
+        cmap=ListedColormap([STATES[state] for state in WORST]),
+        vmin=-0.5,
+        vmax=len(WORST) - 0.5,
         extent=(0.5, shown.shape[1] * per_column + 0.5, max(len(features), 1) - 0.5, -0.5),
     )
     axes.set_xlim(0.5, end)
     for state, mark in MARKS.items():
-        rows, cols = np.nonzero(shown == names.index(state))
+        rows, cols = np.nonzero(shown == WORST.index(state))
         middle = np.minimum((cols + 0.5) * per_column + 0.5, end)
         axes.plot(middle[:MAX_MARKS], rows[:MAX_MARKS], mark, color="white", markersize=5)
     axes.set_yticks(range(len(features)), features, fontsize=9)
@@ -96,12 +91,12 @@ def matrix(found: Audit) -> canvas.Picture:
     axes.spines[:].set_visible(False)
     for row in range(1, len(features)):
         axes.axhline(row - 0.5, color="white", linewidth=1.5)
-    there = {name: count for name, count in counts.items() if count}
-    handles = [Patch(color=STATES[name], label=f"{name}: {there[name]:,}") for name in there]
-    options = {"loc": "outside lower right", "ncols": len(names), "frameon": False, "fontsize": 9}
+    handles = [Patch(color=STATES[name], label=f"{name}: {num:,}") for name, num in counts.items()]
+    options = {"loc": "outside lower right", "ncols": len(STATES), "frameon": False, "fontsize": 9}
     picture.legend(handles=handles, **options)
-    wanted, chosen = states.size - counts["not chosen"], "chosen " * bool(counts["not chosen"])
-    parts = ", ".join(f"{count:,} {name}" for name, count in there.items() if name != "not chosen")
+    chosen = "chosen " * ("not chosen" in counts)
+    wanted = table.size - counts.pop("not chosen", 0)
+    parts = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     picture.finding(
         f"{len(features):,} features of {len(clips):,} clips, {wanted:,} {chosen}parts: "
         f"{parts or 'nothing to look at'}"
@@ -150,7 +145,7 @@ def bytes_by_feature(
     ends, whole, budget = sizes.sum(axis=1), sizes.sum(), budget_gb * 1e9
     picture = canvas.Picture(1000, 170 + 24 * len(sizes))
     bars, below = picture.subplots(2, 1, height_ratios=[max(len(sizes), 1), 1.6])
-    unit, size = _unit(ends.max() if len(ends) else 1)
+    unit, size = unit_of(ends.max() if len(ends) else 1)
     left = 0 * ends
     for kind, look in LOOKS.items():
         there = sizes[kind] > 0
@@ -168,7 +163,7 @@ def bytes_by_feature(
     # With eviction, only files on disk count against the budget.
     total = whole.sum()
     here = whole["on the disk"] + whole["fetched now"] if in_turn else total
-    unit, size = _unit(max(budget, total))
+    unit, size = unit_of(max(budget, total))
     rest = {"facecolor": "none", "edgecolor": canvas.BLUE, "linestyle": ":"}
     below.barh([0], [budget / size], color=canvas.LIGHT, height=0.8)
     below.barh([0], [here / size], color=canvas.BLUE, height=0.45)
@@ -192,8 +187,3 @@ def feature_of(path: str) -> str:
     """The feature of a file; `metadata` for files without one."""
     folder = PurePosixPath(path).parent
     return folder.name if len(folder.parts) == 2 else "metadata"
-
-
-def _unit(largest: float) -> tuple[str, float]:
-    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-    return next(((unit, size) for unit, size in units if largest >= size), ("B", 1.0))

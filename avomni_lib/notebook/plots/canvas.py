@@ -115,10 +115,9 @@ def head(axes: Axes, text: str, size: float = 10, **look: str) -> None:
 
 
 def square_view(axes: Axes, x_m: np.ndarray, y_m: np.ndarray, least_m: float) -> None:
-    """Set equal scales for a view from above with forward up, at least `least_m` wide.
+    """Set equal scales for a view from above, with x (forward) up and y to the left.
 
-    Args:
-        x_m, y_m: Forward and left coordinates of everything that is drawn.
+    All points are in view, and at least `least_m`.
     """
     # With unequal scales a straight drive would look like a wiggle.
     reach = max(float(np.ptp(x_m)), float(np.ptp(y_m)), least_m) * 0.55

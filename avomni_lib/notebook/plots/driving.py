@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from avomni_lib import files
 from avomni_lib.driving import geometry
 from avomni_lib.driving.drive import StoredDrive, over_time
-from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.terms import BOX, terms
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
 from avomni_lib.evaluation.scores import MODEL
@@ -29,11 +28,7 @@ GRASS, TAR, LINE, OTHER = "#dfe7d8", "#b9bdc1", "#f7f7f7", canvas.GREY
 
 
 def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
-    """Each policy's scene score with its interval.
-
-    Args:
-        figures: With `drive`, as `driving.ladder.figures` returns it.
-    """
+    """Each policy's scene score with its interval, of `driving.ladder.figures`."""
     rows = figures["drive"]
     picture = canvas.Picture(1000, 130 + 34 * len(rows))
     axes = canvas.quiet(picture.subplots(), "x", "scene score (more is better)")
@@ -47,12 +42,7 @@ def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
 def open_and_closed(
     figures: Mapping[str, Any], open_loop: Sequence[Mapping[str, Any]]
 ) -> canvas.Picture:
-    """The policies by their open-loop error and by their scene score.
-
-    Args:
-        figures: See `ladder`.
-        open_loop: `figures["ladder"]` of 06; empty if it has not run.
-    """
+    """The policies by their open-loop error (06's ladder, empty without one) and scene score."""
     errors = {row["name"]: row for row in open_loop if row["metric"] == "ade_m"}
     rows = [row for row in figures["drive"] if row["name"] in errors]
     if not rows:
@@ -185,15 +175,12 @@ def _from_above(drive: StoredDrive, step: int) -> Image.Image:
         draw.polygon(pixels(geometry.corners(box)), fill=OTHER, outline=canvas.INK)
     ego = geometry.corners(geometry.boxes(episode.ego[step], episode.size))
     draw.polygon(pixels(ego), fill=canvas.BLUE, outline=canvas.INK)
-    words = f"{episode.time_s[step]:4.1f} s   {speed:4.1f} m/s{_state(drive, episode, step)}"
+    words = f"{episode.time_s[step]:4.1f} s   {speed:4.1f} m/s"
+    scores = terms(episode)
+    if scores.cut_s is not None and episode.time_s[step] >= scores.cut_s:
+        words += f"   {scores.failure}"
     draw.text((8, 6), words, fill=canvas.INK, font=ImageFont.load_default(size=15))
     return sheet
-
-
-def _state(drive: StoredDrive, episode: Episode, step: int) -> str:
-    scores = terms(episode)
-    failed = scores.failure and scores.cut_s is not None and episode.time_s[step] >= scores.cut_s
-    return f"   {scores.failure}" if failed else ""
 
 
 def _beside(road: np.ndarray, left_m: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.plan import gigabytes
+from avomni_lib.plan import gigabytes, unit_of
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.memmap import Cache
@@ -62,16 +62,12 @@ def timelines(windows: Windows, num: int = 5) -> canvas.Picture:
 
 
 def disk(built: Built, budget_gb: float | None) -> canvas.Picture:
-    """Disk usage of raw files and cache while the cache was built.
-
-    Args:
-        budget_gb: The disk budget of both together, or None.
-    """
+    """Disk usage of raw files and cache during the build, and the budget of both together."""
     seconds, raw, cache = np.array(built.moments or [(0.0, 0, 0)], dtype=np.float64).T
     most = (raw + cache).max()
     picture = canvas.Picture(1000, 340)
     axes = picture.add_subplot()
-    unit, size = ("GB", 1e9) if most >= 1e9 else ("MB", 1e6)
+    unit, size = unit_of(most)
     # A value holds until the next one, the last one until the end.
     seconds = np.append(seconds, max(built.figures["seconds"], seconds[-1]))
     raw, cache = (np.append(part, part[-1]) / size for part in (raw, cache))

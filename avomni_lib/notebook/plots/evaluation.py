@@ -30,11 +30,7 @@ NEAR_MPS = 1.0  # error up to which a title counts a prediction as near
 
 
 def calibration(table: pa.Table, figures: Mapping[str, Any]) -> dict[str, canvas.Picture]:
-    """Figures of predictions against the ground truth, one for each part of the target.
-
-    Args:
-        table: Answers (`evaluation.metrics.SCHEMA`).
-        figures: As returned by `evaluation.metrics.figures`.
+    """Figures of predictions against the ground truth, from answers (`evaluation.metrics.SCHEMA`).
 
     Returns:
         Those of `predicted` (speed), `horizon` (paths) and `manoeuvres` that apply to the target.
@@ -97,11 +93,7 @@ def predicted_against_true(table: pa.Table) -> canvas.Picture:
 
 
 def over_horizon(figures: Mapping[str, Any]) -> canvas.Picture:
-    """Distance of predicted paths from the driven one, 1 to 6.4 s ahead, with intervals.
-
-    Args:
-        figures: As returned by `evaluation.metrics.figures`; `metrics` is drawn.
-    """
+    """Distance of predicted paths from the driven one, 1 to 6.4 s ahead, with intervals."""
     picture = canvas.Picture(860, 460)
     axes, ends = picture.add_subplot(), {}
     for place, name in enumerate(name for name in PATHS if name in figures["metrics"]):
@@ -122,11 +114,7 @@ def over_horizon(figures: Mapping[str, Any]) -> canvas.Picture:
 
 
 def confusion(table: pa.Table) -> canvas.Picture:
-    """Confusion matrices of the manoeuvres along the road and across it.
-
-    Args:
-        table: Answers (`evaluation.metrics.SCHEMA`) of a target that names manoeuvres.
-    """
+    """Confusion matrices of the manoeuvres along the road and across it."""
     picture, shares = canvas.Picture(1180, 520), []
     for axes, (part, order) in zip(picture.subplots(1, 2), PARTS.items(), strict=True):
         counts = metrics.confusion(table, MODEL, part)

@@ -41,11 +41,7 @@ class Whisker(NamedTuple):
 
 
 def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
-    """Every row's figure and its difference to the model, with intervals.
-
-    Args:
-        figures: As returned by `evaluation.metrics.figures`; `ladder` is drawn.
-    """
+    """Every row's figure and its difference to the model, of `evaluation.metrics.figures`."""
     rows, model = figures["ladder"], _model_row(figures)
     figure, unit = metric(model["metric"]), metric(model["metric"]).unit
     picture = canvas.Picture(1200, 150 + 36 * len(rows))
@@ -107,9 +103,7 @@ def ladder_finding(figures: Mapping[str, Any]) -> str:
 def slices(figures: Mapping[str, Any]) -> canvas.Picture:
     """The model's figure by slices, with that of predicting the mean as a diamond.
 
-    Args:
-        figures: As returned by `evaluation.metrics.figures`; `slices` is drawn. An attribute with
-            one value for all windows (such as one country) is left out.
+    An attribute with one value for all windows (such as one country) is left out.
     """
     groups = _groups(figures)
     if not groups:

@@ -13,7 +13,7 @@ from avomni_lib.dataset import calibration, cameras
 from avomni_lib.etl.clip import tiling
 from avomni_lib.live.session import PARTS
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.notebook.plots.paths import describe, draw_start, draw_view
+from avomni_lib.notebook.plots.paths import describe, draw_paths
 from avomni_lib.params import Params
 from avomni_lib.training.targets.form import figure_in_words
 
@@ -42,14 +42,9 @@ def picture(p: Params, made: Prediction) -> canvas.Picture:
         fontsize=9,
     )
     for axes in view:
-        for name, xy_m in paths.items():
-            _, colour, marker = PATHS[name]
-            look = {"color": colour, "marker": marker, "markersize": 3, "label": name}
-            axes.plot(-xy_m[:, 1], xy_m[:, 0], **look)
-        draw_start(axes)
-        draw_view(axes, np.vstack([*paths.values()]), paths.get("driven", np.zeros((1, 2))))
+        looks = {name: {"color": colour, "marker": m} for name, (_, colour, m) in PATHS.items()}
+        draw_paths(axes, paths, looks, paths.get("driven", np.zeros((1, 2))))
         axes.set_anchor("N")
-        canvas.head(axes, "the next 6.4 s", 9)
         axes.legend(fontsize=8, frameon=False)
     lines = [f"{made.model} model, {made.answer.seconds:.1f} s:"]
     lines += canvas.fit(made.answer.text or "(nothing)", LINE_CHARS, ANSWER_LINES)
@@ -135,13 +130,7 @@ def timeline(recording: SessionRecord) -> canvas.Picture:
 
 
 def strip(p: Params, predictions: Sequence[Prediction], num: int = 6) -> canvas.Picture:
-    """Evenly chosen answers of a session: front camera, paths and text.
-
-    Args:
-        p: The session's parameters.
-        predictions: The predictions of a recording.
-        num: Largest number of answers drawn.
-    """
+    """At most `num` answers of a session, evenly chosen: front camera, paths and text."""
     if not predictions:
         return canvas.sentence("No window was answered: none was whole before the session ended")
     chosen = [predictions[place] for place in canvas.evenly(len(predictions), num)]

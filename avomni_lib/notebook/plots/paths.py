@@ -47,13 +47,7 @@ class Shown(NamedTuple):
 
 
 def worst(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
-    """The windows with the model's largest errors, the worst first, at most one per clip.
-
-    Args:
-        table: Answers (`evaluation.metrics.SCHEMA`).
-        windows: Windows that include all of the table's.
-        num: Number of windows.
-    """
+    """The `num` windows with the model's largest errors, the worst first, at most one per clip."""
     picture = _draw(shown(table, metrics.worst(table, MODEL, num)), windows)
     errors, unit = _errors(table)
     picture.finding(
@@ -65,7 +59,7 @@ def worst(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
 
 
 def typical(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
-    """The windows with errors nearest to the median, one per clip; arguments as in `worst`."""
+    """The `num` windows with errors nearest to the median, at most one per clip."""
     picture = _draw(shown(table, metrics.typical(table, MODEL, num)), windows)
     errors, unit = _errors(table)
     median = float(np.median(errors)) if len(errors) else None
@@ -77,12 +71,7 @@ def typical(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
 
 
 def shown(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
-    """Windows with their ground truth and the answers of the base and the adapted model.
-
-    Args:
-        table: Answers (`evaluation.metrics.SCHEMA`).
-        rows: Rows of the adapted model in that table, as returned by `metrics.worst`.
-    """
+    """The windows of some of the adapted model's rows in a table of answers."""
     read = target(table["target"][0].as_py()).read
     base = table.filter((pc.field("model") == BASE) & (pc.field("sample") == 0)).to_pylist()
     texts = {(row["clip_id"], row["window"]): row["answer"] for row in base}
@@ -182,11 +171,7 @@ def _card(window: Shown) -> str:
 
 
 def driven_m(egomotion: np.ndarray) -> np.ndarray:
-    """(T, 2) metres: a window's path in the rig's frame at its first frame: x forward, y left.
-
-    Args:
-        egomotion: (T, 11), as returned by `Windows.egomotion`.
-    """
+    """(T, 2) metres: the path of a window's egomotion in the rig's frame at its first frame."""
     ego = np.array(egomotion)
     to_rig = Rotation.from_quat(ego[0, 3:7]).inv()
     return to_rig.apply(ego[:, :3] - ego[0, :3])[:, :2]
@@ -214,13 +199,7 @@ def draw_driven(axes: canvas.Axes, window: Shown, path_m: np.ndarray) -> None:
 
 
 def beside(path_m: np.ndarray, length_m: float, aside_m: float) -> np.ndarray:
-    """(N, 2) metres: a path cut or extended straight to a length, and shifted sideways.
-
-    Args:
-        path_m: (T, 2).
-        length_m: Length along the path.
-        aside_m: Shift to the left; negative is right.
-    """
+    """(N, 2) metres: a path (T, 2) cut or extended straight to a length, and shifted left."""
     hops = np.linalg.norm(np.diff(path_m, axis=0), axis=1)
     path = path_m[np.append(True, hops > 1e-6)]
     if len(path) < 2:
@@ -242,11 +221,21 @@ def draw_future(axes: canvas.Axes, window: Shown) -> None:
         name: np.array([(0.0, 0.0), *waypoints]) for name, waypoints in paths.items() if waypoints
     }
     driven = {"color": canvas.INK, "linestyle": "--", "linewidth": 1.6, "zorder": 3}
-    for name, path in drawn.items():
-        look = {"linewidth": 1.8, "markersize": 3.5} | LOOKS.get(name, driven)
+    draw_paths(axes, drawn, LOOKS | {"driven": driven}, drawn["driven"])
+
+
+def draw_paths(
+    axes: canvas.Axes,
+    paths_m: Mapping[str, np.ndarray],
+    looks: Mapping[str, Mapping[str, Any]],
+    true_m: np.ndarray,
+) -> None:
+    """Draw paths of the next 6.4 s from above: (N, 2) metres, forward and left."""
+    for name, path in paths_m.items():
+        look = {"linewidth": 1.8, "markersize": 3.5} | looks[name]
         axes.plot(-path[:, 1], path[:, 0], label=wording.row(name), **look)
     draw_start(axes)
-    draw_view(axes, np.vstack([*drawn.values()]), drawn["driven"])
+    draw_view(axes, np.vstack([*paths_m.values()]), true_m)
     canvas.head(axes, "the next 6.4 s", 8.5)
 
 

@@ -99,15 +99,7 @@ def manoeuvres(windows: Windows, indices: Sequence[int] | None = None) -> canvas
 
 
 def paths(windows: Windows, index: int = 0) -> canvas.Picture:
-    """The window's last frame, and the path of the next 6.4 s from above.
-
-    Args:
-        windows: Windows followed by 6.4 s of egomotion.
-        index: Index of the window.
-
-    Raises:
-        AvomniError: the egomotion ends earlier.
-    """
+    """The window's last frame, and the path of the next 6.4 s from above; raises as above."""
     if not len(windows):
         return canvas.sentence(NONE_AHEAD)
     after, before = _future(windows, index), windows.past(index)

@@ -100,13 +100,7 @@ def motion(drive: WindowMotion, wide: bool = False) -> canvas.Picture:
 def preview(
     image: np.ndarray, grid: Grid, drive: WindowMotion, title: str, answer: str = ""
 ) -> canvas.Picture:
-    """The grid with its cameras' names, and beside it path and speed.
-
-    Args:
-        image: (H, W, 3) uint8 RGB, the grid at the model's resolution.
-        title: The title, with the cost of the choice.
-        answer: The target's text, written below the grid.
-    """
+    """A grid (H, W, 3) uint8 RGB with its cameras' names, and beside it path and speed."""
     side_px = 320
     width_px = canvas.MAX_WIDTH_PX - side_px
     lines = canvas.wrapped(answer, 110).splitlines()

@@ -24,7 +24,6 @@ from traitlets.config import Config
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError, without_passwords
-from avomni_lib.notebook import progress
 from avomni_lib.notebook.run import faults, runs
 from avomni_lib.params import Params
 
@@ -63,9 +62,8 @@ class LoggedKernel(AsyncKernelManager):
         return KernelSpec(**get_kernel_dict())
 
     async def start_kernel(self, **options: Any) -> None:
-        environment = files.environment() | {progress.HEADLESS_VARIABLE: "1"}
         with open(self.log_path, "wb") as log:
-            await super().start_kernel(stdout=log, stderr=log, env=environment, **options)
+            await super().start_kernel(stdout=log, stderr=log, env=files.environment(), **options)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,7 @@ def evicted_in_words(p: Params) -> str:
 def what_matters(
     p: Params, stage: str, changed: Sequence[str], then: Mapping[str, Any]
 ) -> list[str]:
-    """The changed parameters that make the stage stale.
-
-    Args:
-        then: The parameters of the finished stage.
-    """
+    """The parameters changed since the stage finished (`then`) that make it stale."""
     ignored = set()
     if stage == "03_etl" and not p.download.evict_raw:
         ignored = {EVICT}  # raw files are now kept
@@ -81,8 +77,7 @@ def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
 def cache_in_words(p: Params, is_begun: bool) -> str:
     """Progress of an unfinished 03, and its handling of evicted files; empty without any.
 
-    Args:
-        is_begun: There is no result yet, so that existing shards belong to this run of the stage.
+    If it `is_begun`, there is no result yet, and existing shards belong to this run of the stage.
     """
     if not (evicted := evicted_in_words(p)):
         return ""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import datetime
 import os
 import shutil
 import sys
@@ -86,11 +85,7 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
 
 
 def state(p: Params, name: str, look: bool = True) -> StageState:
-    """Whether the stage has to run, with the reason.
-
-    Args:
-        look: Check files too; otherwise only parameters and inputs are compared.
-    """
+    """Whether the stage has to run, and why; without `look` from parameters and inputs alone."""
     current = _state(p, BY_NAME[name], look, look)
     if name == "05_train" and (at_work := job.at_work(p)) is not None:
         about = at_work[1]
@@ -205,13 +200,12 @@ class OpenStage:
         described = _describe(self.p.run_dir, self.stage.name, outputs, self._began_ns)
         if digest is None:
             digest = files.hash_json([entry["sha256"] for entry in described.values()])
-        host_gb = hardware.peak_memory()["host_gb"]
         result = {
             "format": FORMAT,
             "stage": self.stage.name,
-            "finished_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "finished_at": files.now(),
             "seconds": self.seconds,
-            "peak_memory_gb": round(max(host_gb, hardware.peak_memory_of_children()), 2),
+            "peak_memory_gb": round(hardware.peak_host_gb(), 2),
             "figures": figures,
             "digest": digest,
             "inputs": self._inputs,

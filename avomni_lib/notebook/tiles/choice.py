@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.dataset.cameras import BY_NAME, GRIDS, OWN, Grid, grid
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.cameras import Grid
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import engines, forecast
 from avomni_lib.etl.run.forecast import VideoProperties
 from avomni_lib.etl.video import reader as video
-from avomni_lib.params import Params, grids
+from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
 from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
@@ -27,7 +28,7 @@ from avomni_lib.training.model.place import TINY
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.tokens import Tokens
 
-OWN_LIST, OWN_GRID = "own list", "own grid"
+OWN_GRID = "own grid"
 REFUSED = "05_train would refuse it"
 # Keys of a params file that a choice changes, by section.
 KEYS = {
@@ -41,17 +42,14 @@ class TilingChoice:
     """The tiling settings that 04 can change.
 
     Attributes:
-        setup: `4-cam`, `7-cam`, `own grid` (rows of the params file) or `own list`.
-        cameras: For `own grid`, its rows of names with None for an empty cell; for `own list`, the
-            names in the order of the tiles of a grid that is as square as possible.
+        grid: Rows and columns of the cameras.
         tile: (width, height) px of one camera.
         fit: `letterbox`, `crop` or `stretch`.
         sample_hz: Sampled frames per second.
         sequence_length: Frames in a window.
     """
 
-    setup: str
-    cameras: tuple[str, ...] | grids.Rows
+    grid: Grid
     tile: tuple[int, int]
     fit: str
     sample_hz: float
@@ -60,10 +58,9 @@ class TilingChoice:
     @classmethod
     def of(cls, p: Params) -> TilingChoice:
         """The choice of a run's parameters."""
-        work, value = p.processing, grid(p.vision.cameras).value
-        setup, rows = (value, ()) if isinstance(value, str) else (OWN_GRID, value)
+        work, grid = p.processing, cameras.grid(p.vision.cameras)
         tile = work.tile_width, work.tile_height
-        return cls(setup, rows, tile, work.fit, work.sample_hz, work.sequence_length)
+        return cls(grid, tile, work.fit, work.sample_hz, work.sequence_length)
 
     def __str__(self) -> str:
         width, height = self.tile
@@ -71,11 +68,10 @@ class TilingChoice:
         return f"{self.setup}, tiles of {width}×{height}{how}"
 
     @property
-    def grid(self) -> Grid:
-        """Rows and columns of the cameras."""
-        if self.setup in GRIDS:
-            return GRIDS[self.setup]
-        return grid(self.cameras) if self.setup == OWN_GRID else grid_of(self.cameras)
+    def setup(self) -> str:
+        """The name of a preset (`4-cam`), or `own grid`."""
+        value = self.grid.value
+        return value if isinstance(value, str) else OWN_GRID
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,22 +79,17 @@ class TilingChoice:
         return self.grid.rows * self.tile[1], self.grid.cols * self.tile[0]
 
     def with_larger(self, name: str) -> TilingChoice:
-        """The same cameras with one of them enlarged to two rows and columns.
-
-        Args:
-            name: A camera of the grid.
-        """
+        """The same cameras, one of which (`name`) is enlarged to two rows and columns."""
         others = [camera.name for camera in self.grid.cameras if camera.name != name]
-        grids_ = [_around(name, others, cols) for cols in (3, 4)]
-        rows = min(grids_, key=lambda rows: len(rows) * len(rows[0]))
-        return replace(self, setup=OWN_GRID, cameras=rows)
+        grids = [_around(name, others, cols) for cols in (3, 4)]
+        return replace(self, grid=min(grids, key=lambda grid: len(grid.cells)))
 
     def laid_over(self, p: Params) -> Params:
         """The run's parameters with this choice."""
         keys = KEYS["processing"]
         values = (*self.tile, self.fit, self.sample_hz, self.sequence_length)
         # An unchanged grid keeps its name, which may be `module:attribute`.
-        same = self.grid.value == grid(p.vision.cameras).value
+        same = self.grid.value == cameras.grid(p.vision.cameras).value
         vision: dict[str, Any] = {} if same else {"cameras": self.grid.value}
         vision |= {"window_size": self.sequence_length} if p.vision.window_size else {}
         processing = p.processing.model_copy(update=dict(zip(keys, values, strict=True)))
@@ -106,21 +97,20 @@ class TilingChoice:
         return p.model_copy(update=changed)
 
 
-def _around(name: str, others: Sequence[str], cols: int) -> grids.Rows:
-    """Rows with `name` in the upper left four cells, and the others to its right and below."""
+def _around(name: str, others: Sequence[str], cols: int) -> Grid:
+    """A grid with `name` in the upper left four cells, and the others to its right and below."""
     left = iter(others)
     rows = [[name, name, *(next(left, None) for _ in range(cols - 2))] for _ in range(2)]
     while len(others) > (len(rows) - 2) * cols + 2 * (cols - 2):
         rows.append([next(left, None) for _ in range(cols)])
-    return tuple(map(tuple, rows))
+    return Grid.of_rows(tuple(map(tuple, rows)))
 
 
 def grid_of(names: Sequence[str]) -> Grid:
     """A grid of cameras in the given order, as square as possible, wide rather than high."""
-    cols = max(math.isqrt(max(len(names) - 1, 0)) + 1, 1)
-    rows = max(-(-len(names) // cols), 1)
-    cells = [BY_NAME[name] for name in names]
-    return Grid(OWN, rows, cols, (*cells, *[None] * (rows * cols - len(cells))))
+    cols = math.ceil(math.sqrt(len(names)))
+    cells = (*names, *[None] * (-len(names) % cols))
+    return Grid.of_rows(tuple(cells[i : i + cols] for i in range(0, len(cells), cols)))
 
 
 @dataclass(frozen=True)

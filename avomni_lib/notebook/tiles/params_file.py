@@ -1,4 +1,4 @@
-"""Writes a choice of tiling to a params file, with a preview of the difference."""
+"""A choice of tiling as a params file, and the difference to the file as it is."""
 
 from __future__ import annotations
 
@@ -22,12 +22,6 @@ def default_path(p: Params) -> Path:
     return p.run_dir / "tiles.yaml"
 
 
-def shown(path: Path) -> str:
-    """A path for the command line: relative to the project root if it is inside it."""
-    inside = path.is_relative_to(files.PROJECT_ROOT)
-    return str(path.relative_to(files.PROJECT_ROOT) if inside else path)
-
-
 def text_of(path: Path, p: Params, choice: TilingChoice) -> str:
     """The new text of the file: keys that differ from the run or that the file states already.
 
@@ -44,7 +38,7 @@ def text_of(path: Path, p: Params, choice: TilingChoice) -> str:
         )
     stated = yaml_file.parse(text, str(path))
     before, after = p.values(*KEYS), choice.laid_over(p).values(*KEYS)
-    lines = [FIRST_LINE, f"#   python -m avomni_lib run PARAMS.yaml {shown(path)}"]
+    lines = [FIRST_LINE, f"#   python -m avomni_lib run PARAMS.yaml {files.from_root(path)}"]
     for section, keys in KEYS.items():
         changed = [
             f"{f'  {key}: {_scalar(new)}':<30}# {_scalar(old)} before"
@@ -58,20 +52,10 @@ def text_of(path: Path, p: Params, choice: TilingChoice) -> str:
 
 def difference(path: Path, text: str) -> str:
     """Unified diff from the present file to `text`; empty if nothing changes."""
-    names, now = (shown(path), shown(path), "before", "after"), _read(path).splitlines()
-    return "\n".join(difflib.unified_diff(now, text.splitlines(), *names, lineterm=""))
-
-
-def write(path: Path, text: str) -> None:
-    """Replace the file atomically.
-
-    Raises:
-        AvomniError: the file cannot be written.
-    """
-    try:
-        files.write_text(path, text)
-    except OSError as error:
-        raise AvomniError(f"params file cannot be written: {error}", where=str(path)) from None
+    name, now = files.from_root(path), _read(path).splitlines()
+    return "\n".join(
+        difflib.unified_diff(now, text.splitlines(), name, name, "before", "after", lineterm="")
+    )
 
 
 def _read(path: Path) -> str:

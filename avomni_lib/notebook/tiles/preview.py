@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select.evicted import read_evicted
@@ -204,11 +203,10 @@ class Preview:
         window = self._need_window(place, choice)[place.window]
         motion = self.motion(place.clip_id, choice.sample_hz)
         ego = motion.ego
-        turn = Rotation.from_quat(np.stack([ego[name] for name in ("qx", "qy", "qz", "qw")], 1))
         return tiles.WindowMotion(
             times_s=(motion.times - motion.times[0]) / 1e6,
             xy_m=np.stack([ego["x"], ego["y"]], axis=1),
-            yaw_rad=turn.as_euler("ZYX")[:, 0],
+            yaw_rad=circumstances.yaw(ego),
             speed_mps=circumstances.speed(ego),
             start=window.start,
             stop=window.stop,

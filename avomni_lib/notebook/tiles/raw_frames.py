@@ -22,7 +22,7 @@ from avomni_lib.etl.clip import tiling
 from avomni_lib.etl.video import reader as video
 from avomni_lib.etl.video import stream
 from avomni_lib.etl.video.pyav_reader import decode, picture, upright_size
-from avomni_lib.notebook.run import runs
+from avomni_lib.notebook.circumstances import open_there
 from avomni_lib.notebook.tiles.choice import TilingChoice
 from avomni_lib.params import Params
 
@@ -60,12 +60,8 @@ class RawFrames:
 
         The rendered world may have cameras that the run did not download.
         """
-        folder = self.p.local_dir
-        if camera is not None:
-            path = self.catalog.path(camera, self.catalog.chunk_of(clip_id))
-            folders = (raw for raw in runs.raw_folders(self.p) if (raw / path).exists())
-            folder = next(folders, folder)
-        return open_clip(folder, self.catalog, clip_id)
+        there = camera and open_there(self.p, self.catalog, clip_id, camera)
+        return there or open_clip(self.p.local_dir, self.catalog, clip_id)
 
     def grid_frame(
         self, clip_id: str, times_us: np.ndarray, frame: int, choice: TilingChoice

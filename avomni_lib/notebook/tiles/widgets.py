@@ -19,8 +19,9 @@ from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.tiling import FITS
 from avomni_lib.notebook.plots import canvas, tiles
+from avomni_lib.notebook.run import faults
 from avomni_lib.notebook.tiles import params_file
-from avomni_lib.notebook.tiles.choice import OWN_LIST, TilingChoice, cost, in_short
+from avomni_lib.notebook.tiles.choice import TilingChoice, cost, grid_of, in_short
 from avomni_lib.notebook.tiles.preview import Listed, Place, Preview
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan
@@ -29,6 +30,7 @@ from avomni_lib.training.prompt import tokens
 WIDE_PX = 620  # smaller grids are enlarged to about this width, with the motion beside them
 BELOW_PX = 950  # from this width on the motion is below the grid
 CLASS, LABEL, INDENT = "avomni-tiles", "84px", "92px"
+OWN_LIST = "own list"  # cameras in the order of the tiles
 MOST_SHOWN = 400  # clips in the list at a time
 LABELS = {camera.label: camera.name for camera in cameras.CAMERAS}
 STYLE = f"""<style>
@@ -184,10 +186,11 @@ class ChoiceControls(ipywidgets.VBox):
 
     def choice(self) -> TilingChoice:
         setup = self.setup.value
-        own = tuple(LABELS[label] for label in self.cameras.value) if setup == OWN_LIST else ()
-        rows = self._own.cameras if setup == self._own.setup else own
+        grid = cameras.GRIDS.get(setup, self._own.grid)
+        if setup == OWN_LIST:
+            grid = grid_of([LABELS[label] for label in self.cameras.value])
         tile = self.width.value, self.height.value
-        return TilingChoice(setup, rows, tile, self.fit.value, self.rate.value, self.length.value)
+        return TilingChoice(grid, tile, self.fit.value, self.rate.value, self.length.value)
 
 
 class TilePreview(ipywidgets.VBox):
@@ -195,9 +198,7 @@ class TilePreview(ipywidgets.VBox):
 
     Args:
         p: The run's parameters; it needs a cache or the raw clips of 02_download.
-        clip_id: The clip shown first; None is the first one with a window.
-        window: Index of the window shown first.
-        frame: Index of the frame shown first.
+        clip_id, window, frame: What is shown first; by default of the first clip with a window.
 
     Raises:
         AvomniError: there is nothing to show, or no such clip.
@@ -229,7 +230,7 @@ class TilePreview(ipywidgets.VBox):
         self.answer = ipywidgets.HTML(layout={"margin": "4px 0", "max_width": "520px"})
         self.path = _wide(
             ipywidgets.Text,
-            params_file.shown(params_file.default_path(p)),
+            files.from_root(params_file.default_path(p)),
             description="params file",
             continuous_update=False,
             width="460px",
@@ -381,9 +382,9 @@ class TilePreview(ipywidgets.VBox):
     def _write(self) -> None:
         try:
             path = files.resolve(self.path.value)
-            params_file.write(path, params_file.text_of(path, self.p, self.choice))
-        except AvomniError as error:
-            self.written.value = _paragraph(str(error), "refused")
+            files.write_text(path, params_file.text_of(path, self.p, self.choice))
+        except (AvomniError, OSError) as error:
+            self.written.value = _paragraph(str(faults.in_words(error)), "refused")
             return
         self._show_difference()
         command = f"python -m avomni_lib run PARAMS.yaml {self.path.value}"

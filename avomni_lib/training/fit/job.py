@@ -13,7 +13,6 @@ notebook's kernel ends, it exits without a checkpoint.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import select
 import signal
@@ -134,7 +133,7 @@ def open_for(p: Params, **more: Any) -> Iterator[Opened]:
         about = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "started_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "started_at": files.now(),
             "params": p.values(*READS),
             **more,
         }
