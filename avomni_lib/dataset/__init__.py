@@ -12,7 +12,7 @@ tables      Parquet tables, with errors that name the file
 clip        one clip, read in place from its chunk's files
 stored_zip  members of a zip, read in place
 names       checks of every name, id and size that comes from outside
-checks      the criteria for damaged clips: video, clocks, ego motion
+checks      the criteria for damaged clips: video (its packets in `streams`), clocks, ego motion
 calibration tables of lenses, mounts and cars; checks of a row; projection of points into a picture
 streams     a camera's video: its container, packets and NAL units
 findings    results of checks: faults and remarks; `refuse` raises for damage

@@ -94,7 +94,7 @@ class Grid:
         return self.name if self.name != OWN else f"{self.rows}×{self.cols} cameras of your own"
 
 
-GRIDS = {name: Grid.of_rows(rows, name) for name, rows in grids.PRESETS.items()}
+GRIDS: dict[str, Grid] = {name: Grid.of_rows(rows, name) for name, rows in grids.PRESETS.items()}
 
 
 def grid(value: str | grids.Rows) -> Grid:

@@ -20,7 +20,8 @@ CameraName = Literal[
 ]
 NAMES: tuple[str, ...] = get_args(CameraName)
 _WIDE, _TELE, _CROSS_LEFT, _CROSS_RIGHT, _REAR_LEFT, _REAR_RIGHT, _REAR_TELE = NAMES
-PRESETS: dict[str, Rows] = {
+Preset = Literal["4-cam", "6-cam", "7-cam"]
+PRESETS: dict[Preset, Rows] = {
     "4-cam": ((_WIDE, _TELE), (_REAR_LEFT, _REAR_RIGHT)),
     "6-cam": (
         (_CROSS_LEFT, _WIDE, _CROSS_RIGHT),

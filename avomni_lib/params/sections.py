@@ -82,10 +82,9 @@ class WorldParams(Section):
     num_chunks: Count = Field(2, description="chunks published")
     clips_per_chunk: Count = Field(50, description="clips in each")
     clip_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(8.0, description="s of video")
-    cameras: (
-        Literal["4-cam", "6-cam", "7-cam"]
-        | Annotated[tuple[grids.CameraName, ...], Field(min_length=1)]
-    ) = Field("4-cam", description="cameras to render: a preset's, or names; others are absent")
+    cameras: grids.Preset | Annotated[tuple[grids.CameraName, ...], Field(min_length=1)] = Field(
+        "4-cam", description="cameras to render: a preset's, or names; others are absent"
+    )
     codec: Literal["h264", "hevc"] = Field("h264", description="of each camera's video")
     width: Pixels = Field(128, description="px of each camera's video")
     height: Pixels = Field(72, description="px of each camera's video")
