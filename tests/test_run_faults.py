@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -251,14 +250,3 @@ def test_a_spoilt_notebook_is_named(tmp_path, published, how, capsys, monkeypatc
     monkeypatch.setattr(runs.Stage, "notebook", notebook)
     error = refused(capsys, "run", params, *STAGE)
     assert error["where"] == str(notebook) and "git checkout" in error["fix"]
-
-
-def test_a_project_in_a_folder_whose_name_has_braces(tmp_path, published):
-    """papermill would fill them with parameters."""
-    copy = tmp_path / "{copy}"
-    for name in ("avomni_lib", "notebooks", "params"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(files.PROJECT_ROOT / name, copy / name, ignore=ignore)
-    params, environment = write_params(tmp_path, published), {"PYTHONPATH": str(copy)}
-    done = avomni("run", params, *STAGE, "--json", cwd=copy, environment=environment)
-    assert ended(done) == ["ran"]

@@ -47,8 +47,8 @@ BY_SCRIPT = [
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The copy that is worked in."""
-    folder = tmp_path_factory.mktemp("worked in") / "AV-Omni"
+    """The copy that is worked in; papermill would fill braces with parameters."""
+    folder = tmp_path_factory.mktemp("worked in") / "{AV-Omni}"
     for name in ("avomni_lib", "avomni_world", "notebooks", "params"):
         no_pyc = shutil.ignore_patterns("__pycache__")
         shutil.copytree(files.PROJECT_ROOT / name, folder / name, ignore=no_pyc)
