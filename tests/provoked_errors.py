@@ -152,11 +152,11 @@ def out_of_memory(place: Place) -> None:
 
 
 def unshareable(place: Place) -> None:
-    from avomni_lib.training.fit.worker import Share
+    from avomni_lib.training.fit import worker
 
     place.patch.setenv("TORCHELASTIC_RUN_ID", "none")
     place.patch.setenv("WORLD_SIZE", "3")
-    Share.of(place.params())
+    worker._accumulation(place.params())
 
 
 def not_a_merged_model(place: Place) -> None:
