@@ -316,7 +316,7 @@ def no_blind_adapter(place: Place) -> str:
     from avomni_lib.training.backbones import backbone
     from avomni_lib.training.model import adapter, load
     from avomni_lib.training.model.model_input import what_the_model_sees
-    from avomni_lib.training.model.place import base_location
+    from avomni_lib.training.model.model_path import base_location
 
     p = place.chosen(tile_height=32)
     p = p.model_copy(update={"model": p.model.model_copy(update={"base_model": "tiny"})})

@@ -7,7 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from avomni_lib.dataset.download import answers
+from avomni_lib.dataset.download import responses
 from avomni_lib.dataset.download.backoff import MAX_WAIT_S, Backoff, Retry, Stopped
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import OtherContent
@@ -98,12 +98,12 @@ def test_a_hub_that_answers_may_ask_for_quiet_too():
     ],
 )
 def test_a_wait_is_read_off_the_headers(status: int, headers: dict[str, str], seconds: int | None):
-    assert answers.retry_after_s(status, headers) == seconds
+    assert responses.retry_after_s(status, headers) == seconds
 
 
 def test_a_date_is_a_wait_until_then():
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 85 < answers.retry_after_s(429, {"Retry-After": date}) <= 90
+    assert 85 < responses.retry_after_s(429, {"Retry-After": date}) <= 90
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_date_is_a_wait_until_then():
     ],
 )
 def test_a_good_answer_may_say_that_it_was_the_last(headers: dict[str, str], seconds: int):
-    assert answers.rate_limit_s(headers) == seconds
+    assert responses.rate_limit_s(headers) == seconds
 
 
 FILE = RemoteFile("a.zip", 100, "ab" * 32)
@@ -134,7 +134,7 @@ FILE = RemoteFile("a.zip", 100, "ab" * 32)
 )
 def test_where_a_body_starts(status: int, content_range: str, etag: str, first: int):
     headers = {"Content-Range": content_range} if content_range else {}
-    assert answers.first_byte(status, headers, {"ETag": etag}, FILE, 40) == first
+    assert responses.first_byte(status, headers, {"ETag": etag}, FILE, 40) == first
 
 
 @pytest.mark.parametrize(
@@ -149,4 +149,4 @@ def test_where_a_body_starts(status: int, content_range: str, etag: str, first: 
 )
 def test_a_body_of_something_else_is_not_taken(content_range: str, own: dict[str, str]):
     with pytest.raises(OtherContent):
-        answers.first_byte(206, {"Content-Range": content_range}, own, FILE, 40)
+        responses.first_byte(206, {"Content-Range": content_range}, own, FILE, 40)

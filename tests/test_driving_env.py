@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 from avomni_lib.dataset import cameras
 from avomni_lib.driving.episode import Episode
-from avomni_lib.driving.terms import SharedGeometry
+from avomni_lib.driving.scores import SharedGeometry
 from avomni_lib.errors import AvomniError
 from avomni_world.driving import expert, traffic, vehicle
 from avomni_world.driving.env import ROOM_M, DriveEnv

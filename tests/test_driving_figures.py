@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from avomni_lib.driving import geometry, ladder, policies
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import driven
-from avomni_lib.driving.terms import COLUMNS, Contact, SharedGeometry, terms
+from avomni_lib.driving.scores import COLUMNS, Contact, SharedGeometry, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.params import user_code

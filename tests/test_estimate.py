@@ -10,7 +10,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import family
 from avomni_lib.training.backbones.shared.size import VisionWork
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.forecast.answering import answer_time
+from avomni_lib.training.forecast.answer_time import answer_time
 from avomni_lib.training.forecast.estimate import Probe
 from avomni_lib.training.prompt.tokens import Tokens
 from tests import training_set

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from avomni_lib.dataset.download import answers
+from avomni_lib.dataset.download import responses
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import git_blob_id
 from avomni_lib.errors import AvomniError
@@ -86,6 +86,6 @@ def test_offline_mode_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_token_that_no_hub_knows_is_explained_without_the_hubs_own_code():
     page = f"https://huggingface.co/datasets/{REPO}"
-    error = answers.explain(401, None, "refs", page, None)
+    error = responses.explain(401, None, "refs", page, None)
     assert "asks for a valid token" in error.what and error.where == page
     assert "hf auth login" in error.fix

@@ -21,7 +21,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl import leaks
 from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache, CachedClip
-from avomni_lib.etl.clip import prints, tiling
+from avomni_lib.etl.clip import fingerprints, tiling
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
 from avomni_world.publish import recording
@@ -46,7 +46,7 @@ def clip_of(frames: np.ndarray, poses: np.ndarray) -> Arrays:
     ego = np.column_stack([poses, np.zeros((count, 3)), path])
     return {
         "frames": frames,
-        "prints": prints.of_frames(frames, GRID, TILE),
+        "prints": fingerprints.of_frames(frames, GRID, TILE),
         "timestamps": np.repeat(times[:, None], len(GRID.cameras), axis=1),
         "times": times,
         "egomotion": ego,
@@ -56,7 +56,7 @@ def clip_of(frames: np.ndarray, poses: np.ndarray) -> Arrays:
 
 def shown(clip: Arrays, frames: np.ndarray) -> Arrays:
     """The same drive in other pictures."""
-    return clip | {"frames": frames, "prints": prints.of_frames(frames, GRID, TILE)}
+    return clip | {"frames": frames, "prints": fingerprints.of_frames(frames, GRID, TILE)}
 
 
 def drives(seeds: range, town: str, num_frames: int = NUM_FRAMES) -> Iterator[Arrays]:
@@ -218,7 +218,7 @@ def test_many_copies_of_one_clip_do_not_hide_each_other(tmp_path, own):
 
 def cut_drives(seed: int, num_clips: int = 60, count: int = 9) -> SimpleNamespace:
     """What `near_duplicates` reads of a cache: stretches of a few drives, at all distances."""
-    dice, bits = np.random.default_rng(seed), prints.BITS * len(GRID.cameras)
+    dice, bits = np.random.default_rng(seed), fingerprints.BITS * len(GRID.cameras)
     signs = dice.choice([-1.0, 1.0], (5, 20, bits))
     speeds = np.array([0.0, 0.4, 8.0, 8.3, 25.0])
     clips, shown, poses = [], [], []
@@ -226,7 +226,7 @@ def cut_drives(seed: int, num_clips: int = 60, count: int = 9) -> SimpleNamespac
         drive, start = dice.integers(5), dice.integers(20 - count)
         flips = 1 - 2 * (dice.random((count, bits)) < dice.choice([0.0, 0.04, 0.06, 0.1]))
         meant = dice.random((count, bits)) < dice.choice([0.9, 0.65])
-        shown.append(prints.pack(signs[drive, start : start + count] * flips * meant))
+        shown.append(fingerprints.pack(signs[drive, start : start + count] * flips * meant))
         rows = np.zeros((count, len(memmap.EGOMOTION_COLUMNS)))
         rows[:, 0] = speeds[drive] * np.arange(count) / HZ + dice.normal(0, 0.15, count)
         rows[:, [6, 10]] = np.column_stack([np.ones(count), rows[:, 0]])
@@ -328,16 +328,16 @@ def test_five_hundred_honest_clips_raise_none(tmp_path, p, honest):
     cache = cache_of(tmp_path / "cache", honest, dealt(honest))
     assert len(cache.clips) == NUM_HONEST
     every = cache.shards[0].prints
-    least = prints.least_common(len(GRID.cameras))
-    assert prints.has_texture(every, least).all(), "each of them could prove something"
+    least = fingerprints.least_common(len(GRID.cameras))
+    assert fingerprints.has_texture(every, least).all(), "each of them could prove something"
     assert leaks.near_duplicates(cache) == []
     split.freeze(p, {name: [i for i, s in dealt(honest).items() if s == name] for name in SPLITS})
     leaks.check_all(p, cache, [clip.clip_id for clip in cache.clips if clip.split == "test"])
     # Not for want of looking: no two frames of different clips are nearly the same picture.
     for number in range(0, NUM_HONEST - 1, 25):
         own, later = np.split(every[number * NUM_FRAMES :], [NUM_FRAMES])
-        share, _ = prints.different(own, later)
-        assert share.min() > 1.2 * prints.MAX_DIFFERENT
+        share, _ = fingerprints.different(own, later)
+        assert share.min() > 1.2 * fingerprints.MAX_DIFFERENT
     shutil.rmtree(cache.folder)
 
 

@@ -15,7 +15,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.etl.clip import prints
+from avomni_lib.etl.clip import fingerprints
 
 GRID = cameras.grid("4-cam")
 COMMON = {
@@ -42,7 +42,7 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     frames = pictures(rng, count)
     return {
         "frames": frames,
-        "prints": prints.of_frames(frames, GRID, (6, 4)),
+        "prints": fingerprints.of_frames(frames, GRID, (6, 4)),
         "timestamps": times[:, None] - rng.integers(0, 33_000, (count, 4)),
         "times": times,
         "egomotion": rng.normal(size=(count, len(memmap.EGOMOTION_COLUMNS))),

@@ -20,7 +20,7 @@ from avomni_lib.training.backbones import family, qwen3_5, qwen3_vl
 from avomni_lib.training.backbones.qwen3_vl import Qwen3VL
 from avomni_lib.training.backbones.shared import decoder
 from avomni_lib.training.forecast.memory import size_of
-from avomni_lib.training.model import place
+from avomni_lib.training.model import model_path
 from tests.families import FAMILIES
 from tests.test_model import EIGHT_B
 
@@ -39,7 +39,7 @@ def unbuilt(config):
         return AutoModelForImageTextToText.from_config(config)
 
 
-@pytest.mark.parametrize("config", [EIGHT_B, AutoConfig.from_pretrained(place.TINY_FOLDER)])
+@pytest.mark.parametrize("config", [EIGHT_B, AutoConfig.from_pretrained(model_path.TINY_FOLDER)])
 def test_every_part_has_as_many_weights_as_the_modules(config):
     built, size = unbuilt(config), Qwen3VL.size(config.to_dict())
     language, visual = built.model.language_model, built.model.visual
@@ -198,7 +198,7 @@ def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
     tiny = size_of(named("tiny"))
     assert (tiny.language.hidden, tiny.language.layers, tiny.vision.hidden) == (128, 4, 96)
 
-    config = files.read_json(place.TINY_FOLDER / "config.json")
+    config = files.read_json(model_path.TINY_FOLDER / "config.json")
     quantised = config | {"quantization_config": {"load_in_4bit": True, "quant_method": "bnb"}}
     files.write_json(tmp_path / "config.json", quantised)
     assert size_of(named(str(tmp_path))).stored_4bit
@@ -209,7 +209,7 @@ def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
 
 
 def test_a_config_that_lacks_a_number_says_which(tmp_path):
-    config = files.read_json(place.TINY_FOLDER / "config.json")
+    config = files.read_json(model_path.TINY_FOLDER / "config.json")
     del config["vision_config"]["num_position_embeddings"]
     files.write_json(tmp_path / "config.json", config)
     with pytest.raises(AvomniError, match="does not say 'num_position_embeddings'"):

@@ -18,7 +18,7 @@ import pytest
 from avomni_lib.dataset import cameras
 from avomni_lib.params import Params
 from avomni_world.publish import recording
-from avomni_world.publish.circumstances import circumstances
+from avomni_world.publish.attributes import circumstances
 from avomni_world.publish.dataset import publish, scene_of, world_clips
 from avomni_world.scene.render import Renderer
 from tests.local_hub import serve

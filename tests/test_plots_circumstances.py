@@ -9,8 +9,8 @@ import pytest
 from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.cameras import FRONT_WIDE
 from avomni_lib.etl.cache.memmap import Cache
-from avomni_lib.notebook import circumstances as read
-from avomni_lib.notebook.circumstances import FirstFrame
+from avomni_lib.notebook import clip_table as read
+from avomni_lib.notebook.clip_table import FirstFrame
 from avomni_lib.notebook.plots import audit as plots
 from tests import cached_run
 from tests.pictures import finding, fits_a_notebook

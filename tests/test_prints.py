@@ -12,12 +12,12 @@ from PIL import Image
 from scipy.fft import dctn
 
 from avomni_lib.dataset import cameras
-from avomni_lib.etl.clip import prints, tiling
+from avomni_lib.etl.clip import fingerprints, tiling
 from avomni_world.scene.render import picture
 from avomni_world.scene.scenes import make_scene
 
 GRID, TILE = cameras.grid("4-cam"), (48, 32)
-LEAST = prints.least_common(len(GRID.cameras))
+LEAST = fingerprints.least_common(len(GRID.cameras))
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,14 @@ def by_jpeg(frames: np.ndarray, quality: int) -> np.ndarray:
 
 
 def prints_of(frames: np.ndarray, tile=TILE) -> np.ndarray:
-    return prints.of_frames(frames, GRID, tile)
+    return fingerprints.of_frames(frames, GRID, tile)
 
 
 def test_terms_are_those_of_the_grey_picture(views):
     frames = grids(views)
-    terms = prints.spectra(frames, GRID, TILE)
+    terms = fingerprints.spectra(frames, GRID, TILE)
     for idx, camera in enumerate(GRID.cameras):
-        grey = tiling.tile_of(frames, GRID, TILE, camera.name) @ prints.LUMA
+        grey = tiling.tile_of(frames, GRID, TILE, camera.name) @ fingerprints.LUMA
         whole = dctn(grey, axes=(1, 2), norm="ortho") / np.sqrt(TILE[0] * TILE[1])
         expected = whole[:, :12, :12].reshape(len(frames), -1)[:, 1:]
         assert terms[:, idx] == pytest.approx(expected, abs=1e-3)
@@ -65,23 +65,23 @@ def test_terms_are_those_of_the_grey_picture(views):
 def test_another_encoding_is_the_same_picture(views, quality):
     frames = grids(views)
     one, other = prints_of(frames), prints_of(by_jpeg(frames, quality))
-    share, num = map(np.diagonal, prints.different(one, other))
+    share, num = map(np.diagonal, fingerprints.different(one, other))
     assert share.max() <= 0.02 and num.min() > 1.5 * LEAST
-    assert np.diagonal(prints.agree(one, other, LEAST)[0]).all()
+    assert np.diagonal(fingerprints.agree(one, other, LEAST)[0]).all()
 
 
 @pytest.mark.parametrize("tile", [(44, 30), (64, 40), (96, 64), (192, 128)])
 def test_another_size_is_the_same_picture(views, tile):
     one, other = prints_of(grids(views)), prints_of(grids(views, tile), tile)
-    assert np.diagonal(prints.different(one, other)[0]).max() <= 0.05
-    assert np.diagonal(prints.agree(one, other, LEAST)[0]).all()
+    assert np.diagonal(fingerprints.different(one, other)[0]).max() <= 0.05
+    assert np.diagonal(fingerprints.agree(one, other, LEAST)[0]).all()
 
 
 def test_other_drives_are_other_pictures(views):
     found = prints_of(grids(views))
-    share, _ = prints.different(found, found)
+    share, _ = fingerprints.different(found, found)
     others = share[~np.eye(len(views), dtype=bool)]
-    assert others.min() > 2 * prints.MAX_DIFFERENT
+    assert others.min() > 2 * fingerprints.MAX_DIFFERENT
     assert np.diagonal(share).max() == 0
 
 
@@ -103,16 +103,16 @@ BARE = {
 @pytest.mark.parametrize("kind", BARE)
 def test_a_picture_without_texture_proves_nothing(views, kind):
     bare = prints_of(BARE[kind](grids(views).astype(float)).clip(0, 255).astype(np.uint8))
-    assert not prints.has_texture(bare, LEAST).any()
-    assert not prints.agree(bare, bare, LEAST)[0].any()
-    assert prints.has_texture(prints_of(grids(views)), LEAST).all()
+    assert not fingerprints.has_texture(bare, LEAST).any()
+    assert not fingerprints.agree(bare, bare, LEAST)[0].any()
+    assert fingerprints.has_texture(prints_of(grids(views)), LEAST).all()
 
 
 def test_noise_in_the_dark_has_no_signs():
     """Sensor noise of 4 grey levels over black is 0.1 in each of a tile's 1,536 terms."""
     dice = np.random.default_rng(0)
     dark = (8 + dice.normal(0, 4, (3, 64, 96, 3))).clip(0, 255).astype(np.uint8)
-    assert not prints.has_texture(prints_of(dark), LEAST).any()
+    assert not fingerprints.has_texture(prints_of(dark), LEAST).any()
 
 
 @settings(max_examples=50)
@@ -120,35 +120,41 @@ def test_noise_in_the_dark_has_no_signs():
 def test_the_share_is_of_the_bits_that_both_masks_let_through(seed, num):
     dice = np.random.default_rng(seed)
     bits, mask = dice.random((2, 2, 3, num)) < 0.5
-    one, other = (prints.pack(np.where(bits[i], 1, -1) * mask[i]) for i in range(2))
-    share, common = prints.different(one, other)
+    one, other = (fingerprints.pack(np.where(bits[i], 1, -1) * mask[i]) for i in range(2))
+    share, common = fingerprints.different(one, other)
     for row, column in np.ndindex(3, 3):
         both = mask[0, row] & mask[1, column]
         assert common[row, column] == both.sum()
         unlike = (bits[0, row] != bits[1, column]) & both
         assert share[row, column] == pytest.approx(unlike.sum() / max(both.sum(), 1))
-    agreed, _ = prints.agree(one, other, 2)
-    assert np.argwhere(agreed).tolist() == np.stack(prints.agreeing(one, other, 2), 1).tolist()
+    agreed, _ = fingerprints.agree(one, other, 2)
+    assert (
+        np.argwhere(agreed).tolist() == np.stack(fingerprints.agreeing(one, other, 2), 1).tolist()
+    )
     least = int(mask[0].sum(axis=-1).max())
-    assert prints.has_texture(one, least).tolist() == (mask[0].sum(axis=-1) >= least).tolist()
+    assert fingerprints.has_texture(one, least).tolist() == (mask[0].sum(axis=-1) >= least).tolist()
 
 
 def test_black_cells_of_a_grid_are_no_cameras():
     grid = cameras.grid("7-cam")
-    assert prints.spectra(np.zeros((2, 96, 144, 3), np.uint8), grid, TILE).shape == (2, 7, 143)
+    assert fingerprints.spectra(np.zeros((2, 96, 144, 3), np.uint8), grid, TILE).shape == (
+        2,
+        7,
+        143,
+    )
 
 
 @pytest.mark.parametrize("tile", [TILE, (96, 64), (192, 128), (90, 50)])
 def test_blocks_means_have_the_prints_of_the_whole_picture(views, tile):
     """Although they are grey and small."""
     frames = grids(views, tile)
-    whole = prints.pack(prints.spectra(frames, GRID, tile).reshape(len(frames), -1))
-    share, num = map(np.diagonal, prints.different(prints_of(frames, tile), whole))
+    whole = fingerprints.pack(fingerprints.spectra(frames, GRID, tile).reshape(len(frames), -1))
+    share, num = map(np.diagonal, fingerprints.different(prints_of(frames, tile), whole))
     assert share.max() <= 0.02 and num.min() > 1.5 * LEAST
 
 
 def test_prints_do_not_depend_on_the_frames_beside():
     frames = np.random.default_rng(0).integers(0, 256, (20, 64, 96, 3), np.uint8)
     whole = prints_of(frames)
-    assert whole.shape == (20, 2, prints.num_words(4)) and whole.dtype == np.uint64
+    assert whole.shape == (20, 2, fingerprints.num_words(4)) and whole.dtype == np.uint64
     assert np.array_equal(whole[3:5], prints_of(frames[3:5]))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from avomni_lib.training.model.feature_cache import FeatureCache
 from avomni_lib.training.model.generate import generate_texts
-from avomni_lib.training.model.seen import FeatureCache
 from tests import families, training_set
 
 QWEN = training_set.FRAMES, training_set.HEIGHT, training_set.WIDTH

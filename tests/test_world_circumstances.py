@@ -3,7 +3,7 @@
 from collections import Counter
 
 from avomni_lib.params import Params
-from avomni_world.publish.circumstances import (
+from avomni_world.publish.attributes import (
     COUNTRIES,
     EVENT_CLUSTERS,
     HOUR_OF_DAY,

@@ -15,7 +15,7 @@ import trl
 from avomni_lib.dataset import cameras
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Video, backbone
-from avomni_lib.training.model import adapter, load, place
+from avomni_lib.training.model import adapter, load, model_path
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import Conversation, prompt_text
 from avomni_lib.training.targets import target
@@ -226,7 +226,7 @@ def make_adapter(p: Params) -> Any:
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(std=0.1)
-    digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
+    digest = load.base_digest(model_path.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, Stripes(8), conversation(), digest, base.choices)
     adapter.export(tuned, adapter.adapter_dir(p), record)
     return tuned

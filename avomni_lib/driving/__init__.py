@@ -2,7 +2,7 @@
 
 episode   the record of one drive
 geometry  contact of boxes, and positions relative to a lane
-terms     the scores of one drive
+scores    the scores of one drive
 alpasim/  a driver for NVIDIA's simulator, over gRPC
 carla     a driver for CARLA's leaderboard
 ladder    the scores of all policies, with intervals and claims

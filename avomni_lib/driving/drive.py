@@ -25,7 +25,7 @@ from avomni_lib.driving import ladder
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import DriveScores
 from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, check, policy
-from avomni_lib.driving.terms import SharedGeometry, terms
+from avomni_lib.driving.scores import SharedGeometry, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation.claims import FEWEST_CLIPS

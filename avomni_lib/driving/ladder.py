@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from avomni_lib.driving.episode import Episode
-from avomni_lib.driving.terms import COLUMNS, terms
+from avomni_lib.driving.scores import COLUMNS, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap
 from avomni_lib.evaluation.claims import ROWS as LADDER_ROWS

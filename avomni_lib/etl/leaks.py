@@ -29,7 +29,7 @@ from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import windows
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache, CachedClip
-from avomni_lib.etl.clip import prints as prints_of
+from avomni_lib.etl.clip import fingerprints as prints_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 

@@ -31,7 +31,7 @@ from avomni_lib.evaluation.scores import Scores, parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 from avomni_lib.training.fit.heldout import thinned
-from avomni_lib.training.model import adapter, load, place
+from avomni_lib.training.model import adapter, load, model_path
 from avomni_lib.training.model.generate import Sampling
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target, target_of
@@ -199,7 +199,7 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
     ids = {windows[i].clip_id for i in range(len(windows))}
     if p.evaluation.protocol:
         ids |= set(protocol_ids.clip_ids(p))
-    leaks.check_all(p, windows.cache, ids, record, locate=place.base_location)
+    leaks.check_all(p, windows.cache, ids, record, locate=model_path.base_location)
     if (blind := models.blind_adapter(p)) is not None:
         load.check_adapter(blind, p.blinded() or p, header)
         leaks.check_training_lists(ids, {"the blind adapter": adapter.read_record(blind)})

@@ -18,7 +18,7 @@ from avomni_lib.live import subject
 from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter, generate
-from avomni_lib.training.model.seen import FeatureCache
+from avomni_lib.training.model.feature_cache import FeatureCache
 from avomni_lib.training.targets import Content, Target, target_of
 
 # A model on the hub at one commit: owner/name@40 hex digits.

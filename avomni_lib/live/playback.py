@@ -24,9 +24,9 @@ from avomni_lib.etl.clip import tiling
 from avomni_lib.live import subject
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, minutes
-from avomni_lib.training.forecast.answering import answer_time
+from avomni_lib.training.forecast.answer_time import answer_time
 from avomni_lib.training.forecast.estimate import CARD
-from avomni_lib.training.model.place import TINY
+from avomni_lib.training.model.model_path import TINY
 from avomni_lib.training.prompt import history, samples
 from avomni_lib.training.targets import target_of
 

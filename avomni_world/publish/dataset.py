@@ -26,7 +26,7 @@ from avomni_lib.params import Params
 from avomni_lib.params.sections import WorldParams
 from avomni_lib.plan import Bar
 from avomni_world.publish import layout, recording
-from avomni_world.publish.circumstances import has_event
+from avomni_world.publish.attributes import has_event
 from avomni_world.publish.layout import WorldClip
 from avomni_world.scene import towns
 from avomni_world.scene.render import Renderer

@@ -16,7 +16,7 @@ from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.dataset.own import layout as packed
 from avomni_lib.params.sections import WorldParams
 from avomni_world.publish import tables
-from avomni_world.publish.circumstances import circumstances
+from avomni_world.publish.attributes import circumstances
 
 CALIBRATION, EVENTS = "calibration.json", "events.json"  # names of a part's members
 INTRINSICS = (*calibration.SIZE, *calibration.BW, *calibration.FW)

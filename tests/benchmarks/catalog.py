@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from avomni_lib import files
-from avomni_world.publish.circumstances import EVENT_CLUSTERS
+from avomni_world.publish.attributes import EVENT_CLUSTERS
 from tests.benchmarks import drive
 from tests.published_set import FEATURES, RADARS, features_csv
 

@@ -28,7 +28,7 @@ from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip import tiling
-from avomni_lib.etl.clip.prints import num_words
+from avomni_lib.etl.clip.fingerprints import num_words
 from avomni_lib.etl.video import reader
 from avomni_lib.training.feed.loader import Loader, Order
 from avomni_lib.training.feed.map_dataset import MapDataset

@@ -19,7 +19,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.etl.clip.prints import num_words
+from avomni_lib.etl.clip.fingerprints import num_words
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
 from tests import families, training_set

@@ -22,10 +22,10 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
 from avomni_lib.dataset import names
-from avomni_lib.dataset.download import answers, transfer, xet
-from avomni_lib.dataset.download.answers import Address, parse_address
+from avomni_lib.dataset.download import responses, transfer, xet
 from avomni_lib.dataset.download.backoff import Backoff, Retry
 from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.download.responses import Address, parse_address
 from avomni_lib.dataset.download.transfer import OtherContent
 from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.plan import Bar
@@ -200,7 +200,7 @@ class Hub:
             hub_headers = _first(response).headers
             status, headers = response.status_code, response.headers
             with self._explained(remote.path):
-                offset = answers.first_byte(status, headers, hub_headers, remote, start)
+                offset = responses.first_byte(status, headers, hub_headers, remote, start)
                 yield offset, response.iter_bytes()
 
     def report_wrong_content(self, remote: RemoteFile) -> None:
@@ -233,8 +233,8 @@ class Hub:
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind == "text/html":
                 # A sign-in page; the part of the file that was fetched is kept.
-                raise answers.no_hub(what, self.endpoint, "a web page")
-            self.backoff.hold(answers.rate_limit_s(response.headers))
+                raise responses.no_hub(what, self.endpoint, "a web page")
+            self.backoff.hold(responses.rate_limit_s(response.headers))
             yield response
 
     def _xet_blocks(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
@@ -243,7 +243,7 @@ class Hub:
             storage = xet.Storage(self.repo_id, self.commit, self.endpoint, self._headers)
             where = parse_address(storage.endpoint, "Xet's storage")
             if not (where.is_private or self._allows_plain_http):
-                raise answers.in_the_clear(where.url, "Xet's storage")
+                raise responses.in_the_clear(where.url, "Xet's storage")
             yield from storage.blocks(remote, start)
         except Exception as error:
             if not self._is_xet_lost:
@@ -262,7 +262,7 @@ class Hub:
                     return call()
             except NOT_A_HUBS as error:
                 why = f"something else than an answer to that ({type(error).__name__})"
-                raise answers.no_hub(what, self.endpoint, why) from None
+                raise responses.no_hub(what, self.endpoint, why) from None
             except Retry as retry:
                 # If no connection can be established, retrying at once is of no use.
                 raise retry.explained if retry.is_unreached else retry from None
@@ -295,8 +295,8 @@ class Hub:
     def _refusal(self, response: Any, what: str) -> Retry | AvomniError:
         """Retry if another try may help, else the error to raise."""
         status, headers = response.status_code, response.headers
-        wait_s, code = answers.retry_after_s(status, headers), headers.get("X-Error-Code")
-        error = answers.explain(status, code, what, self.page, self.revision, wait_s)
+        wait_s, code = responses.retry_after_s(status, headers), headers.get("X-Error-Code")
+        error = responses.explain(status, code, what, self.page, self.revision, wait_s)
         is_busy = status in BUSY_STATUSES
         return Retry(error, wait_s, status == 429 or wait_s is not None) if is_busy else error
 
@@ -349,7 +349,7 @@ def _opened(
             fix="copy it again from https://huggingface.co/settings/tokens",
         )
     if not (hub.is_private or allow_plain_http):
-        raise answers.in_the_clear(hub.url, where)
+        raise responses.in_the_clear(hub.url, where)
     return hub, {"authorization": hub.basic or f"Bearer {token}"}
 
 

@@ -144,7 +144,7 @@ class Shard:
 
     @property
     def prints(self) -> np.ndarray:
-        """(N, 2, words) uint64: perceptual hash of each frame (`etl.clip.prints`)."""
+        """(N, 2, words) uint64: perceptual hash of each frame (`etl.clip.fingerprints`)."""
         return self._load("prints")
 
     @property

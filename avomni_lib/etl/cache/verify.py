@@ -33,7 +33,7 @@ from avomni_lib.etl.cache.shard import (
     clips_of,
     shard_name,
 )
-from avomni_lib.etl.clip import prints
+from avomni_lib.etl.clip import fingerprints
 from avomni_lib.plan import Bar, Tally, gigabytes
 
 SPLITS, STATES = ("train", "val", "test"), ("ok", "damaged", "lost")
@@ -294,7 +294,7 @@ def _misfits(shard: Shard) -> Iterator[tuple[str, str]]:
     shapes = {
         "frames": frames,
         "crc32": [num_frames],
-        "prints": [num_frames, 2, prints.num_words(num_cameras)],
+        "prints": [num_frames, 2, fingerprints.num_words(num_cameras)],
         "offsets": [num_frames + 1],
         "timestamps": [num_frames, num_cameras],
         "egomotion": [num_frames, len(EGOMOTION_COLUMNS)],

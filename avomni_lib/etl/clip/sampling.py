@@ -13,7 +13,7 @@ from avomni_lib.dataset import calibration, cameras, checks, findings
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.limits import HISTORY_S
 from avomni_lib.dataset.streams import Source
-from avomni_lib.etl.clip import obstacles, prints, tiling
+from avomni_lib.etl.clip import fingerprints, obstacles, tiling
 from avomni_lib.etl.clip.egomotion import Egomotion
 from avomni_lib.etl.video import reader, stream
 from avomni_lib.etl.video.stream import Stream
@@ -117,7 +117,7 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
     for feature, name, row, size in rows:
         faults = calibration.row(feature, name, row, size)
         findings.refuse(faults, f"{feature} of clip {clip.clip_id}")
-    hashes = prints.of_frames(frames, grid, recipe.tile)
+    hashes = fingerprints.of_frames(frames, grid, recipe.tile)
     taken = np.stack([taken_us for taken_us, _ in drawn.values()], axis=1)
     arrays = {"frames": frames, "prints": hashes, "timestamps": taken}
     arrays |= clip_motion(ego, times, recipe.horizon_s)

@@ -17,7 +17,7 @@ from avomni_lib.dataset.select.manifest import Chosen, path_of, read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import windows
 from avomni_lib.etl.cache.shard import EGOMOTION_COLUMNS, STORAGES, TRACK_COLUMNS
-from avomni_lib.etl.clip import obstacles, prints, tiling
+from avomni_lib.etl.clip import fingerprints, obstacles, tiling
 from avomni_lib.etl.clip.sampling import HISTORY_S, TRACK_HZ, Recipe
 from avomni_lib.etl.video import stream
 from avomni_lib.params import Params
@@ -104,7 +104,7 @@ def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG
     grid, processing = cameras.grid(p.vision.cameras), p.processing
     pixels = math.prod(tiling.grid_size(grid, (processing.tile_width, processing.tile_height)))
     frame = 3 * pixels if storage == "raw" else JPEG_TABLES + jpeg_share * 3 * pixels
-    words = 2 * prints.num_words(len(grid.cameras))
+    words = 2 * fingerprints.num_words(len(grid.cameras))
     row = 8 * (len(grid.cameras) + 1 + len(EGOMOTION_COLUMNS) + words)
     track = (HISTORY_S + seconds + processing.horizon_s) * TRACK_HZ * 8 * len(TRACK_COLUMNS)
     rows_a_s = OBSTACLE_ROWS_A_S["world" if p.rendered else "hub"]

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-from avomni_lib.notebook.circumstances import NOTHING_THERE, FirstFrame
+from avomni_lib.notebook.clip_table import NOTHING_THERE, FirstFrame
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.plan import gigabytes, unit_of
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from avomni_lib import files
 from avomni_lib.driving import geometry
 from avomni_lib.driving.drive import StoredDrive, over_time
-from avomni_lib.driving.terms import BOX, terms
+from avomni_lib.driving.scores import BOX, terms
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
 from avomni_lib.evaluation.scores import MODEL
 from avomni_lib.notebook.pages import wording

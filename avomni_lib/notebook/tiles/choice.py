@@ -24,7 +24,7 @@ from avomni_lib.plan import Plan, gigabytes, minutes
 from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.forecast.memory import size_of
-from avomni_lib.training.model.place import TINY
+from avomni_lib.training.model.model_path import TINY
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.tokens import Tokens
 

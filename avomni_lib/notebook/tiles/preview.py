@@ -21,7 +21,7 @@ from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, CachedClip
 from avomni_lib.etl.cache.windows import Windows, none_fits
 from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.video import reader
-from avomni_lib.notebook import circumstances
+from avomni_lib.notebook import clip_table
 from avomni_lib.notebook.plots import tiles
 from avomni_lib.notebook.tiles.choice import Footage, TilingChoice
 from avomni_lib.notebook.tiles.raw_frames import RawFrames
@@ -88,7 +88,7 @@ class Preview:
 
     def __init__(self, p: Params):
         self.p, self.raw = p, RawFrames(p)
-        self._motions = circumstances.Motions(p)
+        self._motions = clip_table.Motions(p)
         self.cache, self._cached = self._motions.cache, self._motions.cached
         self.motion = functools.lru_cache(32)(self._motion)
         splits = {name: clip.split for name, clip in self._cached.items()}
@@ -109,10 +109,10 @@ class Preview:
     def _listed(self, clip_id: str, split: str, number: int) -> Listed:
         mean = most = country = None
         ego = self._motions.sampled(clip_id)
-        if ego is None and number < circumstances.MOST_READ:
+        if ego is None and number < clip_table.MOST_READ:
             ego = self._motions.raw(clip_id)
         if ego is not None:
-            speeds = circumstances.speed(ego)
+            speeds = clip_table.speed(ego)
             mean, most = float(speeds.mean()), float(speeds.max())
         with contextlib.suppress(AvomniError):
             country = self.raw.catalog.attributes(clip_id)["country"]
@@ -206,8 +206,8 @@ class Preview:
         return tiles.WindowMotion(
             times_s=(motion.times - motion.times[0]) / 1e6,
             xy_m=np.stack([ego["x"], ego["y"]], axis=1),
-            yaw_rad=circumstances.yaw(ego),
-            speed_mps=circumstances.speed(ego),
+            yaw_rad=clip_table.yaw(ego),
+            speed_mps=clip_table.speed(ego),
             start=window.start,
             stop=window.stop,
             now=window.start + place.frame,

@@ -22,7 +22,7 @@ from avomni_lib.etl.clip import tiling
 from avomni_lib.etl.video import reader as video
 from avomni_lib.etl.video import stream
 from avomni_lib.etl.video.pyav_reader import decode, picture, upright_size
-from avomni_lib.notebook.circumstances import open_there
+from avomni_lib.notebook.clip_table import open_there
 from avomni_lib.notebook.tiles.choice import TilingChoice
 from avomni_lib.params import Params
 

@@ -20,7 +20,7 @@ import yaml
 
 from avomni_lib.training.backbones import family
 from avomni_lib.training.fit import heldout
-from avomni_lib.training.model.place import base_place
+from avomni_lib.training.model.model_path import base_place
 from avomni_lib.training.targets.form import figure_in_words
 
 TEMPLATE = "card.md.jinja"

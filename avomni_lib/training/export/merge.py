@@ -26,7 +26,7 @@ from avomni_lib.plan import Bar, gigabytes
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export.card import card
 from avomni_lib.training.fit.checkpoints import rename_folder
-from avomni_lib.training.model import adapter, load, place, private
+from avomni_lib.training.model import adapter, load, model_path, private
 
 KIND = "merged"
 DTYPES = {"bfloat16": 2, "float16": 2}  # bytes per number
@@ -212,7 +212,7 @@ def _write_processor(p: Params, config: Any, folder: Path) -> None:
     """
     from transformers.utils import cached_file
 
-    location = place.base_location(p.model.base_model)
+    location = model_path.base_location(p.model.base_model)
     kind = backbone(p.model.backbone, config)
     for name in PROCESSOR_FILES:
         cached = cached_file(

@@ -13,7 +13,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.model import load, place
+from avomni_lib.training.model import load, model_path
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import IGNORED, Conversation, Sample
 
@@ -28,7 +28,7 @@ def conversation(p: Params) -> Conversation:
         AvomniError: no such base model.
     """
     load.choose(p)  # imports Unsloth, if it is the backend, before transformers
-    location = place.base_location(p.model.base_model)
+    location = model_path.base_location(p.model.base_model)
     config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     tokenizer = load.read_tokenizer(p.model.base_model, location)
     return samples.conversation_of(p, tokenizer, backbone(p.model.backbone, config))

@@ -14,7 +14,7 @@ from avomni_lib.training.fit import job, preview
 from avomni_lib.training.fit.checkpoints import METRICS_FILE, Metrics
 from avomni_lib.training.fit.job import Trained
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.model import adapter, load, place
+from avomni_lib.training.model import adapter, load, model_path
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.tokens import Tokens
 
@@ -36,8 +36,8 @@ def plan(p: Params, probe: bool = True) -> Plan:
     doctor.optimizer(p.training.optimizer, choices["device"].value)
     windows = samples.train_windows(p)
     held_out = windows.cache.held_out_ids
-    leaks.check_all(p, windows.cache, held_out, locate=place.base_location)
-    location, conversation = place.base_location(p.model.base_model), preview.conversation(p)
+    leaks.check_all(p, windows.cache, held_out, locate=model_path.base_location)
+    location, conversation = model_path.base_location(p.model.base_model), preview.conversation(p)
     longest = samples.longest(windows, conversation)
     steps = estimate.optimizer_steps(p, len(windows))
     num_clips = len({windows[i].clip_id for i in range(len(windows))})

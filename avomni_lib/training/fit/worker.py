@@ -37,7 +37,7 @@ from avomni_lib.training.fit.checkpoints import Checkpoints
 from avomni_lib.training.fit.energy import Sampler
 from avomni_lib.training.fit.job import Trained
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.model import adapter, load, place
+from avomni_lib.training.model import adapter, load, model_path
 from avomni_lib.training.prompt import samples, views
 from avomni_lib.training.prompt.conversation import Conversation
 
@@ -92,7 +92,7 @@ def work(
         p, base.tokenizer, backbone(p.model.backbone, base.model.config)
     )
     longest = samples.longest(windows, conversation)
-    digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
+    digest = load.base_digest(model_path.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, windows, conversation, digest, base.choices)
     folder = p.checkpoints_dir / files.hash_json(record)[:12]
     checkpoints = Checkpoints(folder, record, writes=rank() == 0, kept=p.training.save_total_limit)

@@ -46,7 +46,7 @@ from avomni_lib.plan import Plan, gigabytes, minutes
 from avomni_lib.training.backbones import in_4bit
 from avomni_lib.training.backbones.shared.size import ModelSize
 from avomni_lib.training.forecast.memory import lora_targets, memory, size_of
-from avomni_lib.training.model.place import TINY
+from avomni_lib.training.model.model_path import TINY
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import grid_size
 from avomni_lib.training.prompt.tokens import Tokens, tokens_per_sample

@@ -29,7 +29,7 @@ from avomni_lib.plan import gigabytes
 from avomni_lib.training.backbones import family, in_4bit
 from avomni_lib.training.backbones.shared.base import refuse_other_model
 from avomni_lib.training.backbones.shared.size import Language, ModelSize
-from avomni_lib.training.model import place
+from avomni_lib.training.model import model_path
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import grid_size
 from avomni_lib.training.prompt.tokens import Tokens
@@ -132,7 +132,7 @@ def size_of(p: Params) -> ModelSize | None:
         AvomniError: its config belongs to another family, or lacks a number.
     """
     kind = family(p.model.backbone)
-    path = Path(place.base_location(p.model.base_model)) / "config.json"
+    path = Path(model_path.base_location(p.model.base_model)) / "config.json"
     if not path.is_file():
         return kind.released(p.model.base_model)
     config = files.read_json(path)

@@ -22,7 +22,7 @@ from avomni_lib.training.fit import environment
 from avomni_lib.training.model import private
 from avomni_lib.training.model.adapter import check_whole, read_record
 from avomni_lib.training.model.model_input import refuse_other, what_the_model_sees
-from avomni_lib.training.model.place import base_location, base_place
+from avomni_lib.training.model.model_path import base_location, base_place
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.backbones.shared.size import VisionWork
-from avomni_lib.training.model import place
+from avomni_lib.training.model import model_path
 from avomni_lib.training.prompt import history
 from avomni_lib.training.prompt.conversation import prompt_text, videos_of
 from avomni_lib.training.targets import target_of
@@ -49,7 +49,7 @@ def backbone_of(p: Params) -> Backbone:
 
     The hub is not queried: all released sizes of a family have the same numbers.
     """
-    config = Path(place.base_location(p.model.base_model)) / "config.json"
+    config = Path(model_path.base_location(p.model.base_model)) / "config.json"
     if not config.is_file():
         return backbone(p.model.backbone)
     return backbone(p.model.backbone, _attributes(files.read_json(config)))
