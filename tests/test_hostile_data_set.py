@@ -1,4 +1,4 @@
-"""A data set whose tables name files: ids, templates and earlier results that lead elsewhere."""
+"""Clip ids, path templates and chosen.json with paths outside the data folder are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(published: Path, tmp_path: Path) -> Path:
-    """A copy that may be spoilt, deep enough for `..` to stay within the test's own folder."""
+    """A copy to change, deep enough for `..` to stay within the test's folder."""
     return shutil.copytree(published, tmp_path / "a/b/c/data")
 
 
@@ -50,20 +50,20 @@ def rename_clip(folder: Path, clip_id: str, *new_ids: str | bytes) -> None:
         table = pq.read_table(path)
         if "clip_id" not in table.column_names:
             continue
-        ids = [each.encode() for each in table["clip_id"].to_pylist()]
-        news = [each if isinstance(each, bytes) else each.encode() for each in new_ids]
+        ids = [old_id.encode() for old_id in table["clip_id"].to_pylist()]
+        news = [new if isinstance(new, bytes) else new.encode() for new in new_ids]
         named = [
             (row, new)
-            for row, each in enumerate(ids)
-            for new in (news if each == clip_id.encode() else [each])
+            for row, old_id in enumerate(ids)
+            for new in (news if old_id == clip_id.encode() else [old_id])
         ]
         plain = pa.array([new for _, new in named], pa.binary())
-        # Nobody checks on the way into a file that text is UTF-8.
+        # pyarrow writes text without checking that it is UTF-8.
         column = pa.Array.from_buffers(pa.string(), len(plain), plain.buffers())
         table = table.take(pa.array([row for row, _ in named]))
         table = table.set_column(table.column_names.index("clip_id"), "clip_id", column)
         pq.write_table(table, path)
-    texts = [each.decode("latin-1") if isinstance(each, bytes) else each for each in new_ids]
+    texts = [new.decode("latin-1") if isinstance(new, bytes) else new for new in new_ids]
     # zipfile cuts a name at NUL.
     texts = [text for text in texts if "\0" not in text]
     for path in folder.rglob("*.zip"):
@@ -96,18 +96,16 @@ BAD_IDS = {
 }
 
 
-def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
-    folder: Path, tmp_path: Path
-):
+def test_clips_with_unsafe_ids_are_reported_and_the_others_used(folder: Path, tmp_path: Path):
     rename_clip(folder, CLIP, *BAD_IDS.values())
     for name in ("victim", "victim.npz"):
         (tmp_path / name).write_text("mine")
     outside = {k: v for k, v in folder_run.content(tmp_path).items() if not k.startswith("a/b/c/")}
     good = {clip_id_of(0), clip_id_of(2)}
     p = Params.from_values(folder_run.values(tmp_path / "a/b/c/outputs", folder))
-    found = audit(p, None)
-    assert len(found.clips) == len(BAD_IDS) + 2
-    for row in found.clips:
+    report = audit(p, None)
+    assert len(report.clips) == len(BAD_IDS) + 2
+    for row in report.clips:
         is_good = row["clip_id"] in good
         assert row["state"] in (("sound", "odd") if is_good else ("damaged",))
         assert is_good or "is no plain name: " in row["reason"] and len(row["clip_id"]) < 100
@@ -123,7 +121,7 @@ def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
     assert not list(Path("/tmp").glob("avomni_victim*"))
 
 
-def test_several_bad_ids_may_even_be_the_same(folder: Path, tmp_path: Path):
+def test_equal_unsafe_ids_are_reported_separately(folder: Path, tmp_path: Path):
     for number in (0, 1):
         rename_clip(folder, clip_id_of(number), "..")
     p = Params.from_values(folder_run.values(tmp_path / "outputs", folder))
@@ -137,14 +135,14 @@ def test_several_bad_ids_may_even_be_the_same(folder: Path, tmp_path: Path):
     "clip_id",
     ["\u00e9t\u00e9", "clip 7", "2026-01-02T03:04", "a" * 200, "\u65e5\u672c", "-x", "a.b", "~x"],
 )
-def test_ids_that_are_plain_names_are_used_whatever_their_alphabet(folder: Path, clip_id: str):
+def test_safe_ids_of_any_alphabet_are_accepted(folder: Path, clip_id: str):
     rename_clip(folder, CLIP, clip_id)
     catalog = Catalog.open(folder)
     assert catalog.clips.faults == {}
     assert clip_id in catalog.usable(0, ["egomotion"])
 
 
-def test_a_named_clip_with_a_bad_id_says_why_it_cannot_be_used(folder: Path, tmp_path: Path):
+def test_selecting_a_clip_with_an_unsafe_id_is_an_error(folder: Path, tmp_path: Path):
     rename_clip(folder, CLIP, "../x")
     plain = folder_run.values(tmp_path / "outputs", folder)
     plain["download"]["clips"] = {"clip_ids": ["../x"]}
@@ -208,7 +206,7 @@ BAD_CHUNK_PATHS = {
 
 
 @pytest.mark.parametrize("template", BAD_CHUNK_PATHS.values(), ids=BAD_CHUNK_PATHS)
-def test_a_template_that_leads_elsewhere_is_refused(folder: Path, template: str):
+def test_unsafe_chunk_path_template_is_refused(folder: Path, template: str):
     change_feature(folder, "egomotion", chunk_path=template)
     with pytest.raises(AvomniError, match="the template chunk_path .* is refused: ") as caught:
         Catalog.open(folder)
@@ -216,7 +214,7 @@ def test_a_template_that_leads_elsewhere_is_refused(folder: Path, template: str)
     assert len(str(caught.value)) < 1000
 
 
-def test_a_template_is_refused_before_it_is_used(folder: Path, tmp_path: Path):
+def test_unsafe_template_is_refused_before_any_file_changes(folder: Path, tmp_path: Path):
     change_feature(folder, "egomotion", chunk_path=BAD_CHUNK_PATHS["climbs within"])
     before = folder_run.content(tmp_path)
     p = Params.from_values(folder_run.values(tmp_path / "outputs", folder))
@@ -228,7 +226,7 @@ def test_a_template_is_refused_before_it_is_used(folder: Path, tmp_path: Path):
     } == before
 
 
-def test_a_hubs_template_writes_nothing_outside_the_data_folder(folder: Path, tmp_path: Path):
+def test_hubs_template_writes_nothing_outside_the_data_folder(folder: Path, tmp_path: Path):
     change_feature(folder, "egomotion", chunk_path=f"{tmp_path}/victim_{{chunk_id:04d}}.zip")
     plain = folder_run.values(tmp_path / "outputs", tmp_path / "data")
     plain["dataset"] |= {"source": "hub", "repo_id": "avomni/world", "license_accepted": True}
@@ -259,7 +257,7 @@ BAD_MEMBERS = {
 
 
 @pytest.mark.parametrize("members", BAD_MEMBERS.values(), ids=BAD_MEMBERS)
-def test_members_that_are_no_templates_are_refused(folder: Path, members: Any):
+def test_invalid_member_templates_are_refused(folder: Path, members: Any):
     change_feature(folder, "egomotion", clip_files_in_zip=json.dumps(members))
     with pytest.raises(AvomniError, match="is refused: ") as caught:
         Catalog.open(folder)
@@ -288,7 +286,7 @@ def test_members_that_are_no_templates_are_refused(folder: Path, members: Any):
         *("a short row", "features twice", "deep JSON", "a folder"),
     ],
 )
-def test_a_features_csv_that_is_none_is_one_error(folder: Path, spoil: Callable[[Path], Any]):
+def test_unreadable_features_csv_is_one_error(folder: Path, spoil: Callable[[Path], Any]):
     spoil(folder / "features.csv")
     with pytest.raises(AvomniError) as caught:
         catalog = Catalog.open(folder)
@@ -297,13 +295,13 @@ def test_a_features_csv_that_is_none_is_one_error(folder: Path, spoil: Callable[
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", "x" * 201, "a\nb"])
-def test_a_feature_is_a_plain_name(folder: Path, name: str):
+def test_unsafe_feature_name_is_refused(folder: Path, name: str):
     change_feature(folder, "egomotion", feature=name)
     with pytest.raises(AvomniError, match="is refused"):
         Catalog.open(folder)
 
 
-def test_a_byte_order_mark_is_read(folder: Path, tmp_path: Path):
+def test_features_csv_with_a_byte_order_mark_is_read(folder: Path, tmp_path: Path):
     """As spreadsheets write it."""
     path = folder / "features.csv"
     plain = Catalog.open(folder).features
@@ -314,7 +312,7 @@ def test_a_byte_order_mark_is_read(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("width", ["", ":04d", ":06d", ":04", ":010d"])
-def test_plain_widths_of_a_chunks_number_are_read(folder: Path, width: str):
+def test_chunk_number_widths_are_applied(folder: Path, width: str):
     change_feature(folder, "egomotion", chunk_path=f"labels/e_{{chunk_id{width}}}.zip")
     assert (
         Catalog.open(folder).path("egomotion", 7) == "labels/e_" + f"{{{width}}}".format(7) + ".zip"
@@ -347,7 +345,7 @@ BAD_CHOICES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("spoil", BAD_CHOICES.values(), ids=BAD_CHOICES)
-def test_a_choice_that_names_other_files_is_refused_and_removes_none(
+def test_chosen_json_with_unsafe_values_is_refused(
     folder: Path, tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]
 ):
     p = folder_run.chosen(tmp_path / "a/b/c/outputs", folder)
@@ -368,7 +366,7 @@ def test_a_choice_that_names_other_files_is_refused_and_removes_none(
 
 @pytest.mark.parametrize("source", ["folder", "hub"])
 @pytest.mark.parametrize("spoil", ["cut", "removed", "no zip"])
-def test_only_who_can_fetch_is_told_to_fetch_again(
+def test_fix_for_a_damaged_file_depends_on_the_source(
     folder: Path, tmp_path: Path, source: str, spoil: str
 ):
     p = folder_run.chosen(tmp_path / "outputs", folder)

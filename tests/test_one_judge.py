@@ -1,7 +1,7 @@
-"""01, 03 and `pack` judge alike: the same planted clips go through all three.
+"""01, 03 and `pack` agree on planted clips.
 
-A clip that the full audit calls damaged is one that 03 leaves out and `pack` refuses; what it calls
-odd or sound they use. Clips are real folders, zips, mp4s and tables.
+03 leaves out and `pack` refuses the clips that the full audit calls damaged; they use those that
+it calls odd or sound. Clips are real folders, zips, mp4s and tables.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SIZE, COUNT = (64, 48), 61
 STAMPS = np.arange(COUNT) * 1_000_000 // 30
 POSES_S = np.arange(-2.0, 9.0, 0.01)
 V, Q = ("vx", "vy", "vz"), ("qx", "qy", "qz", "qw")
-USED = "used"  # not damaged: odd or sound
+USED = "used"  # not damaged, so odd or sound
 
 
 # --- clips -----------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ H264 = coded(preset="ultrafast", crf="20")
 
 @dataclass
 class Planted:
-    """One clip: what its members hold. `motion` are the columns of egomotion."""
+    """The contents of one clip's members; `motion` has the columns of egomotion."""
 
     motion: dict[str, np.ndarray] = field(
         default_factory=lambda: Drive(1).egomotion(np.rint(POSES_S * 1e6).astype(np.int64))
@@ -86,7 +86,7 @@ class Planted:
     videos: dict[str, bytes] = field(default_factory=lambda: dict.fromkeys(CAMERAS, H264))
 
     def own(self, name: str, folder: Path) -> OwnClip:
-        """The same as a recording of one's own."""
+        """The clip as an argument of `pack`."""
         paths = {}
         for camera, content in self.videos.items():
             paths[camera] = folder / f"{name.replace('/', ' ')}.{camera}.mp4"
@@ -104,14 +104,14 @@ class Planted:
 
 
 def moved(change: Callable[[dict], dict]) -> Planted:
-    """Columns of the ego motion changed."""
+    """A clip with changed columns of egomotion."""
     clip = Planted()
     clip.motion = clip.motion | change(clip.motion)
     return clip
 
 
 def rows_of(keep: Callable[[np.ndarray], np.ndarray]) -> Planted:
-    """The rows of ego motion whose times, s, are kept; or in the order of these numbers."""
+    """Only the rows of egomotion that `keep` selects from their times in s, by mask or indices."""
     return moved(lambda c: {name: values[keep(POSES_S)] for name, values in c.items()})
 
 
@@ -141,7 +141,7 @@ def turned(degrees: float, from_s: float = -9) -> Planted:
 
 
 def straight(speed: float, rate_hz: float, ratio: float = 1.0, noise_m: float = 0.0) -> Planted:
-    """Along x at a constant speed; velocities give `ratio` times as much."""
+    """A drive along x at a constant speed; velocities are `ratio` times that speed."""
     t_s = np.arange(-2, 9, 1 / rate_hz)
     zeros = np.zeros(len(t_s))
     columns = {"timestamp": np.rint(t_s * 1e6).astype(np.int64), "qw": zeros + 1}
@@ -154,7 +154,7 @@ def straight(speed: float, rate_hz: float, ratio: float = 1.0, noise_m: float = 
 
 
 def crash() -> Planted:
-    """Positions and speeds that agree, and no car's: from 35 to 5 m/s in a second."""
+    """Positions and speeds agree, but fall from 35 to 5 m/s in a second."""
     clip = straight(5, 100)
     t_s = clip.motion["timestamp"] / 1e6
     clip.motion["vx"] = 35 - 30 * np.clip(t_s - 0.5, 0, 1)
@@ -179,14 +179,14 @@ def in_time(factor: float, *what: str) -> Planted:
 
 
 def late(by_us: int) -> Planted:
-    """Everything at other times: another zero of the clip."""
+    """All times are shifted."""
     clip = Planted(stamps=dict.fromkeys(CAMERAS, STAMPS + by_us))
     clip.motion["timestamp"] = clip.motion["timestamp"] + by_us
     return clip
 
 
 def clock(change: Callable[[np.ndarray], np.ndarray], video: bytes = H264) -> Planted:
-    """One camera's timestamps changed."""
+    """A clip with changed timestamps of one camera."""
     clip = Planted()
     clip.stamps = clip.stamps | {FRONT: np.array(change(STAMPS))}
     clip.videos = clip.videos | {FRONT: video}
@@ -198,7 +198,7 @@ def filmed(video: bytes, stamps: np.ndarray = STAMPS) -> Planted:
 
 
 def paced(rate_hz: float) -> Planted:
-    """Two seconds of pictures at another rate, by the file's times and by the table's."""
+    """Two seconds of frames at another rate, in the video and in the timestamps."""
     stamps = (np.arange(int(2 * rate_hz) + 1) * 1e6 / rate_hz).astype(np.int64)
     times = tuple(int(t) // 1000 for t in stamps)
     return filmed(encode(Spec(times=times), pictures(len(stamps))), stamps)
@@ -210,7 +210,7 @@ def paced(rate_hz: float) -> Planted:
 def changed(
     content: bytes, change: Callable[[int, bytes], bytes] = lambda _, data: data, shift_s: float = 0
 ) -> bytes:
-    """The same pictures, each packet's bytes changed, or all shown earlier."""
+    """The same video with the bytes of each packet changed, or with earlier times."""
 
     def made(packets: list[av.Packet]) -> Iterator[av.Packet]:
         for number, old in enumerate(packets):
@@ -248,18 +248,18 @@ def padded(multiple: int, content: bytes = H264, every: bool = False) -> bytes:
 
 
 def holed(content: bytes, number: int, first: float, last: float) -> bytes:
-    """Zeros punched into a share of one packet."""
+    """Part of one packet overwritten with zeros."""
 
     def change(index: int, packet: bytes) -> bytes:
         start, stop = int(len(packet) * first), int(len(packet) * last)
-        spoilt = packet[:start] + bytes(stop - start) + packet[stop:]
-        return spoilt if index == number else packet
+        holed_packet = packet[:start] + bytes(stop - start) + packet[stop:]
+        return holed_packet if index == number else packet
 
     return changed(content, change)
 
 
-def spoilt(at: int, filling: bytes) -> bytes:
-    """Other bytes in packet 5."""
+def overwritten(at: int, filling: bytes) -> bytes:
+    """Bytes of packet 5 replaced."""
     return changed(
         H264,
         lambda n, packet: packet[:at] + filling + packet[at + len(filling) :] if n == 5 else packet,
@@ -267,12 +267,12 @@ def spoilt(at: int, filling: bytes) -> bytes:
 
 
 def holed_over_three(number: int, packet: bytes) -> bytes:
-    kept = {17: 40, 18: 0, 19: 0}.get(number, len(packet))
-    return packet[:kept] + bytes(len(packet) - kept)
+    num_kept = {17: 40, 18: 0, 19: 0}.get(number, len(packet))
+    return packet[:num_kept] + bytes(len(packet) - num_kept)
 
 
 def with_sei(content: bytes) -> bytes:
-    """A message to players with zeros in it before each picture, as cameras write their data."""
+    """An SEI message with zeros before each picture, as cameras write their metadata."""
     return changed(content, lambda _, packet: joined([b"\x06\x05" + bytes(30)]) + packet)
 
 
@@ -282,7 +282,7 @@ IN_HEVC = coded("libx265", 30, **HEVC)
 HIDING = changed(H264, shift_s=0.1)
 SHOWN = COUNT - 3
 
-# Name -> (clip, what 01 calls it[, what it says of it]).
+# Name -> (clip, state in the audit[, parts of its reason]).
 PLANTED: dict[str, tuple] = {
     "plain": (Planted, "sound"),
     # Poses.
@@ -397,12 +397,12 @@ PLANTED: dict[str, tuple] = {
         lambda: filmed(changed(H264, holed_over_three)), DAMAGED,
         "frame 17 is damaged: ", "3 of 61 frames are damaged"),
     "a NAL unit that is too long": (
-        lambda: filmed(spoilt(0, b"\xff" * 4)), DAMAGED,
+        lambda: filmed(overwritten(0, b"\xff" * 4)), DAMAGED,
         "frame 5 is damaged: a NAL unit of 4,294,967,295 bytes"),
     "a NAL unit without a head": (
-        lambda: filmed(spoilt(4, b"\x81")), DAMAGED, "no NAL unit header at byte 4"),
+        lambda: filmed(overwritten(4, b"\x81")), DAMAGED, "no NAL unit header at byte 4"),
     "no picture": (
-        lambda: filmed(spoilt(4, b"\x06")), DAMAGED, "frame 5 is damaged: no NAL unit of a pict"),
+        lambda: filmed(overwritten(4, b"\x06")), DAMAGED, "frame 5 is damaged: no NAL unit of a pict"),
     "without the first picture": (
         lambda: filmed(remuxed(H264, change=lambda packets: packets[1:]), STAMPS[1:]), DAMAGED,
         "frame 14 is the first key frame, not frame 0"),
@@ -441,8 +441,8 @@ def write_folder(folder: Path, clips: list[Planted], clips_per_chunk: int = 1000
                     f"{clip_id}.{camera}.timestamps.parquet": parquet_bytes(stamps),
                     f"{clip_id}.{camera}.blurred_boxes.parquet": boxes,
                 }
-        for feature, held in members.items():
-            write_zip(folder / chunk_path(feature, chunk), held)
+        for feature, contents in members.items():
+            write_zip(folder / chunk_path(feature, chunk), contents)
     return folder
 
 
@@ -471,14 +471,14 @@ class Verdicts(NamedTuple):
 
 
 def judged(outputs: Path, data: Path, **processing) -> Verdicts:
-    """What 01 and 03 say of each clip."""
+    """The rows of 01 and of 03 for each clip."""
     p = params(outputs, data, **processing)
-    found = {row["clip_id"]: row for row in audit.audit(p, None).clips}
+    audited = {row["clip_id"]: row for row in audit.audit(p, None).clips}
     download.fetch(p, None)
-    return Verdicts(found, {row["clip_id"]: row for row in build.build(p).clips})
+    return Verdicts(audited, {row["clip_id"]: row for row in build.build(p).clips})
 
 
-# The data set may hold these. Of somebody's own numbers they say that a convention was mistaken.
+# The data set may have these; in a user's recording they show a mistaken convention.
 REFUSED_BY_PACK_ALONE = {
     "drives backwards",
     "x is nan after the horizon",
@@ -499,39 +499,37 @@ def verdicts(planted, tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_what_01_calls_damaged_is_what_03_leaves_out_and_pack_refuses(
-    name, planted, verdicts, tmp_path
-):
+def test_audit_build_and_pack_agree_on_each_planted_clip(name, planted, verdicts, tmp_path):
     expected, clip_id = PLANTED[name][1], clip_id_of(list(PLANTED).index(name))
     audited, built = verdicts.audited[clip_id], verdicts.built[clip_id]
     state = audited["state"]
-    both = (audited["reason"], built["reason"])
-    assert state in ((ODD, "sound") if expected == USED else (expected,)), both
-    assert all(words in audited["reason"] for words in PLANTED[name][2:]), both
-    assert built["state"] == ("damaged" if state == DAMAGED else "ok"), both
+    reasons = (audited["reason"], built["reason"])
+    assert state in ((ODD, "sound") if expected == USED else (expected,)), reasons
+    assert all(message in audited["reason"] for message in PLANTED[name][2:]), reasons
+    assert built["state"] == ("damaged" if state == DAMAGED else "ok"), reasons
     assert bool(built["num_frames"]) == (state != DAMAGED)
     if state == DAMAGED:
         assert built["reason"], "for a person to read"
-    own = planted[name].own(name, tmp_path)
+    own_clip = planted[name].own(name, tmp_path)
     if state == DAMAGED or name in REFUSED_BY_PACK_ALONE:
         with pytest.raises(AvomniError) as refused:
-            check([own])
+            check([own_clip])
         assert refused.value.what and name in refused.value.where
     else:
-        check([own])
+        check([own_clip])
 
 
-def test_what_pack_writes_is_used(planted, tmp_path):
-    """Its folder, of all that it takes, goes through 01 and 03 without a damaged clip."""
+def test_clips_written_by_pack_are_used(planted, tmp_path):
+    """A folder packed from every accepted clip has no damaged clip in 01 and 03."""
     clips = []
     for name, (_, expected, *_) in PLANTED.items():
         if expected != DAMAGED and name not in REFUSED_BY_PACK_ALONE:
             clips.append(planted[name].own(name, tmp_path))
     pack(tmp_path / "data", clips)
-    found = judged(tmp_path, tmp_path / "data")
-    assert {row["state"] for row in found.audited.values()} <= {ODD, "sound"}
-    assert {row["state"] for row in found.built.values()} == {"ok"}
-    assert len(found.built) == len(clips)
+    verdicts = judged(tmp_path, tmp_path / "data")
+    assert {row["state"] for row in verdicts.audited.values()} <= {ODD, "sound"}
+    assert {row["state"] for row in verdicts.built.values()} == {"ok"}
+    assert len(verdicts.built) == len(clips)
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -569,7 +567,7 @@ def many_rows(table: pa.Table) -> pa.Table:
 
 
 def odd_tables(time: str, number: str) -> dict[str, Callable[[pa.Table], pa.Table | bytes]]:
-    """What may be wrong with a table that has a column of times and one of numbers."""
+    """Faults of a table with a column of times and one of numbers, by name."""
     return {
         "no rows": lambda table: table.slice(0, 0),
         "one row": lambda table: table.slice(0, 1),
@@ -618,7 +616,7 @@ NAMES = {
 
 
 def write_with_labels(folder: Path, clips: list[Planted]) -> None:
-    """The folder, with labels of other road users."""
+    """Write a data set with labels of other road users."""
     write_folder(folder, clips)
     ids = [clip_id_of(number) for number in range(len(clips))]
     write_metadata(folder, [ListedClip(clip_id) for clip_id in ids], "main")
@@ -627,8 +625,8 @@ def write_with_labels(folder: Path, clips: list[Planted]) -> None:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def odd(request, tmp_path_factory) -> tuple[str, list[str], Verdicts]:
-    """A clip for each odd table of one kind, and two plain ones: (kind, names, verdicts)."""
+def faulty(request, tmp_path_factory) -> tuple[str, list[str], Verdicts]:
+    """A clip for each faulty table of one kind, and two plain ones: (kind, names, verdicts)."""
     kind, folder = request.param, tmp_path_factory.mktemp("tables")
     spoilers = odd_tables(*NAMES[kind])
     names = [*spoilers, "plain", "plain too"]
@@ -645,8 +643,8 @@ def odd(request, tmp_path_factory) -> tuple[str, list[str], Verdicts]:
     return kind, names, judged(folder, folder / "data", obstacles=True)
 
 
-# What is used all the same: times that are numbers of another kind or zero, and columns that nobody
-# reads. Of labels none is needed; those that are no numbers are left out one by one.
+# Faults that do not prevent use: times of another numeric type, and columns that are not read.
+# Labels are optional; invalid ones are left out one by one.
 FINE = {"plain", "plain too", "times are floats"}
 USABLE = {
     "frame_timestamps": FINE
@@ -656,8 +654,8 @@ USABLE = {
 }
 
 
-def test_any_table_of_one_clip_is_a_row_in_01_and_in_03(odd):
-    kind, names, verdicts = odd
+def test_damaged_clip_table_is_reported_by_audit_and_build(faulty):
+    kind, names, verdicts = faulty
     assert len(verdicts.audited) == len(verdicts.built) == len(names)
     used = set()
     for number, name in enumerate(names):
@@ -679,8 +677,8 @@ CALIBRATED = {
 
 
 def row_value(value: float | None) -> Callable[[pa.Table, np.ndarray, str], pa.Table]:
-    def change(table: pa.Table, is_own: np.ndarray, name: str) -> pa.Table:
-        values = pc.if_else(pa.array(is_own), pa.scalar(value, pa.float64()), table[name])
+    def change(table: pa.Table, is_clip: np.ndarray, name: str) -> pa.Table:
+        values = pc.if_else(pa.array(is_clip), pa.scalar(value, pa.float64()), table[name])
         return swapped(table, name, values.combine_chunks())
 
     return change
@@ -690,19 +688,21 @@ ODD_ROWS = {
     "missing": row_value(None),
     "nan": row_value(float("nan")),
     "1e308": row_value(1e308),
-    "no row": lambda table, is_own, _: table.filter(pa.array(~is_own)),
-    "two rows": lambda table, is_own, _: pa.concat_tables([table, table.filter(pa.array(is_own))]),
+    "no row": lambda table, is_clip, _: table.filter(pa.array(~is_clip)),
+    "two rows": lambda table, is_clip, _: pa.concat_tables(
+        [table, table.filter(pa.array(is_clip))]
+    ),
 }
 
 
 @pytest.mark.parametrize("feature", CALIBRATED)
-def test_any_row_of_calibration_is_a_row_in_01_and_in_03(feature, tmp_path):
+def test_damaged_calibration_row_is_reported_by_audit_and_build(feature, tmp_path):
     folder = write_folder(tmp_path / "data", [Planted() for _ in [*ODD_ROWS, "plain"]])
     path = folder / chunk_path(feature, 0)
     table = pq.read_table(path)
     for number, change in enumerate(ODD_ROWS.values()):
-        is_own = table["clip_id"].to_numpy() == clip_id_of(number)
-        table = change(table, is_own, CALIBRATED[feature][1])
+        is_clip = table["clip_id"].to_numpy() == clip_id_of(number)
+        table = change(table, is_clip, CALIBRATED[feature][1])
     path.write_bytes(as_bytes(table))
     verdicts = judged(tmp_path, folder)
     states = {clip_id: row["state"] for clip_id, row in verdicts.audited.items()}
@@ -726,14 +726,16 @@ ODD_CALIBRATION: dict[str, Callable[[pa.Table, str, str | None], pa.Table | byte
 
 
 @pytest.mark.parametrize("feature", CALIBRATED)
-def test_any_table_of_calibration_is_its_clips_and_no_other_s(feature, tmp_path):
-    """A chunk for each odd table, and a plain one."""
+def test_damaged_calibration_table_affects_only_its_clips(feature, tmp_path):
+    """A chunk for each faulty table, and a plain one."""
     folder = write_folder(tmp_path / "data", [Planted() for _ in [*ODD_CALIBRATION, "plain"]], 1)
     key, number = CALIBRATED[feature]
     for chunk, change in enumerate(ODD_CALIBRATION.values()):
         path = folder / chunk_path(feature, chunk)
-        spoilt = change(pq.read_table(path), number, key)
-        path.write_bytes(spoilt if isinstance(spoilt, bytes) else as_bytes(spoilt))
+        changed_table = change(pq.read_table(path), number, key)
+        path.write_bytes(
+            changed_table if isinstance(changed_table, bytes) else as_bytes(changed_table)
+        )
     verdicts = judged(tmp_path, folder)
     for chunk, name in enumerate([*ODD_CALIBRATION, "plain"]):
         audited, built = (rows[clip_id_of(chunk)] for rows in (verdicts.audited, verdicts.built))
