@@ -79,13 +79,13 @@ def absent(folder: Path) -> None:
 
 
 CHANGES = {
-    "a clip is gone": (index(without_first), INDEX_FILE),
-    "a clip stands twice": (index(first_twice), INDEX_FILE),
+    "a clip is removed": (index(without_first), INDEX_FILE),
+    "a clip is listed twice": (index(first_twice), INDEX_FILE),
     "a clip is in another chunk": (index(with_value("chunk", 1)), INDEX_FILE),
     "a clip is in a chunk that was not taken": (index(with_value("chunk", 7)), INDEX_FILE),
     "a clip is of another split": (index(with_value("split", "test")), INDEX_FILE),
     "a clip is not valid": (index(with_value("clip_is_valid", False)), INDEX_FILE),
-    "the index is gone": (lambda folder: (folder / INDEX_FILE).unlink(), INDEX_FILE),
+    "the index is removed": (lambda folder: (folder / INDEX_FILE).unlink(), INDEX_FILE),
     "a clip lacks a camera": (absent, PRESENCE_FILE),
     "another table of presence": (newer_presence, OLD_PRESENCE_FILE),
     "files have other names": (other_template, FEATURES_FILE),
@@ -98,7 +98,7 @@ def test_catalog_changed_since_02_is_an_error(folder, tmp_path, kind):
     p = chosen(tmp_path, folder)
     change(folder)
     for read in (build.build, build.plan, lambda p: slurm.build_share(p, 1, 2)):
-        if read is build.plan and kind == "the index is gone":
+        if read is build.plan and kind == "the index is removed":
             continue
         if read is build.plan:
             p = folder_run_that_evicts(p)

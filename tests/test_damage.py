@@ -115,21 +115,21 @@ def other_checksums(newest, **changes):
 
 
 DAMAGES = {
-    "no file": lambda newest: (newest / "optimizer.pt").unlink(),
-    "a cut file": cut_file,
+    "a missing file": lambda newest: (newest / "optimizer.pt").unlink(),
+    "a truncated file": cut_file,
     "an empty file": lambda newest: (newest / "scheduler.pt").write_bytes(b""),
     "a longer file": longer_file,
-    "other JSON": lambda newest: (newest / "trainer_state.json").write_text("{"),
-    "flipped weights": flipped_weights,
-    "flipped moments": flipped_moments,
+    "invalid JSON": lambda newest: (newest / "trainer_state.json").write_text("{"),
+    "a flipped bit of the weights": flipped_weights,
+    "a flipped bit of the optimizer": flipped_moments,
     "no checksums": lambda newest: (newest / "checksums.json").unlink(),
-    "checksums of nothing": lambda newest: (newest / "checksums.json").write_text("[null]"),
+    "checksums are [null]": lambda newest: (newest / "checksums.json").write_text("[null]"),
     "checksums without files": lambda newest: other_checksums(newest, files={}),
-    "a folder for a file": a_folder_for_a_file,
+    "a folder in place of a file": a_folder_for_a_file,
     "an extra adapter": lambda newest: shutil.copytree(newest, newest / "default"),
-    "nothing left": lambda newest: [path.unlink() for path in newest.iterdir()],
-    "an older one by its name": an_older_one_by_its_name,
-    "another training's": lambda newest: other_checksums(
+    "no files": lambda newest: [path.unlink() for path in newest.iterdir()],
+    "an older checkpoint with the name": an_older_one_by_its_name,
+    "checksums of another training": lambda newest: other_checksums(
         newest, about={"step": 6, "training": "0" * 64}
     ),
 }

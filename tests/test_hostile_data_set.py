@@ -75,7 +75,7 @@ def rename_clip(folder: Path, clip_id: str, *new_ids: str | bytes) -> None:
 
 
 BAD_IDS = {
-    "climbs": "../../../../victim",
+    "leaves the folder": "../../../../victim",
     "is absolute": "/tmp/avomni_victim",
     "holds a slash": "a/b",
     "holds a backslash": "..\\victim",
@@ -85,10 +85,10 @@ BAD_IDS = {
     "is hidden": ".bashrc",
     "is 300 letters": "x" * 300,
     "is 201 bytes": "\u00e9" * 100 + "x",
-    "holds a line": "a\nb",
+    "holds a line break": "a\nb",
     "holds NUL": "a\0b",
     "holds an escape": "\x1b[2Jclear",
-    "turns the line": "a\u202egnp",
+    "has a bidi override": "a\u202egnp",
     "ends in a dot": "clip.",
     "ends in a space": "clip ",
     "names a drive": "C:clip",
@@ -170,18 +170,18 @@ def change_feature(folder: Path, name: str, **changes: Any) -> None:
 GOOD_CHUNK, GOOD_MEMBER = "labels/egomotion/egomotion.chunk_{chunk_id:04d}.zip", "{clip_id}.x"
 BAD_CHUNK_PATHS = {
     "absolute": "/tmp/avomni/{chunk_id:04d}.zip",
-    "climbs": "../../victim_{chunk_id:04d}.zip",
-    "climbs within": "labels/../../victim_{chunk_id:04d}.zip",
-    "a field by place": "labels/{0}.zip",
+    "leaves the folder": "../../victim_{chunk_id:04d}.zip",
+    "leaves the folder by a subfolder": "labels/../../victim_{chunk_id:04d}.zip",
+    "a positional field": "labels/{0}.zip",
     "an empty field": "labels/{}.zip",
     "an attribute": "labels/{chunk_id.__class__}.zip",
     "an item": "labels/{chunk_id[0]}.zip",
     "a conversion": "labels/{chunk_id!r}.zip",
-    "a width without end": "{chunk_id:1000000000d}",
+    "a huge width": "{chunk_id:1000000000d}",
     "three digits of width": "labels/{chunk_id:0100d}.zip",
-    "a padded width without end": "labels/{chunk_id:01000000000d}.zip",
-    "a width of other digits": "labels/{chunk_id:0\u0664d}.zip",
-    "blanks for padding": "labels/{chunk_id:4d}.zip",
+    "a huge padded width": "labels/{chunk_id:01000000000d}.zip",
+    "a width in Arabic digits": "labels/{chunk_id:0\u0664d}.zip",
+    "space padding": "labels/{chunk_id:4d}.zip",
     "a sign": "labels/{chunk_id:+d}.zip",
     "a fraction": "labels/{chunk_id:.2f}.zip",
     "a field in a field": "labels/{chunk_id:{chunk_id}}.zip",
@@ -189,9 +189,9 @@ BAD_CHUNK_PATHS = {
     "another field beside it": "labels/{chunk_id:04d}{clip_id}.zip",
     "no field": "labels/all.zip",
     "braces": "labels/{{chunk_id}}.zip",
-    "half a brace": "labels/{chunk_id:04d}}.zip",
+    "a single closing brace": "labels/{chunk_id:04d}}.zip",
     "an open brace": "labels/{chunk_id:04d}{",
-    "the record of the folder": ".avomni/partial/{chunk_id:04d}.zip",
+    "the folder for records": ".avomni/partial/{chunk_id:04d}.zip",
     "a hidden file": "labels/.{chunk_id:04d}.zip",
     "a backslash": "labels\\{chunk_id:04d}.zip",
     "a drive": "C:/{chunk_id:04d}.zip",
@@ -201,7 +201,7 @@ BAD_CHUNK_PATHS = {
     "deep": "x/" * 1000 + "{chunk_id:04d}.zip",
     "wide": "{chunk_id:099d}" * 3,
     "a folder": "labels/{chunk_id:04d}/",
-    "nothing": "",
+    "an empty template": "",
 }
 
 
@@ -215,7 +215,9 @@ def test_unsafe_chunk_path_template_is_refused(folder: Path, template: str):
 
 
 def test_unsafe_template_is_refused_before_any_file_changes(folder: Path, tmp_path: Path):
-    change_feature(folder, "egomotion", chunk_path=BAD_CHUNK_PATHS["climbs within"])
+    change_feature(
+        folder, "egomotion", chunk_path=BAD_CHUNK_PATHS["leaves the folder by a subfolder"]
+    )
     before = folder_run.content(tmp_path)
     p = Params.from_values(folder_run.values(tmp_path / "outputs", folder))
     for stage in (audit, download.fetch):
@@ -241,15 +243,15 @@ BAD_MEMBERS = {
     "a list in place of text": {"egomotion": ["{clip_id}.egomotion.parquet"]},
     "a number": {"egomotion": 7},
     "null": {"egomotion": None},
-    "a field by place": {"egomotion": "{0}.egomotion.parquet"},
+    "a positional field": {"egomotion": "{0}.egomotion.parquet"},
     "an attribute": {"egomotion": "{clip_id.__class__.__mro__}"},
     "a width": {"egomotion": "{clip_id:>1000000000}"},
     "a conversion": {"egomotion": "{clip_id!a}"},
     "another field": {"egomotion": "{clip_id}{chunk_id}"},
     "the same for all clips": {"egomotion": "egomotion.parquet"},
-    "climbs": {"egomotion": "../{clip_id}.parquet"},
+    "leaves the folder": {"egomotion": "../{clip_id}.parquet"},
     "absolute": {"egomotion": "/{clip_id}.parquet"},
-    "a kind that is a path": {"../egomotion": "{clip_id}.egomotion.parquet"},
+    "a path as a kind": {"../egomotion": "{clip_id}.egomotion.parquet"},
     "a list in place of kinds": ["{clip_id}.egomotion.parquet"],
     "text in place of kinds": "{clip_id}.egomotion.parquet",
     "true": True,
@@ -283,7 +285,7 @@ def test_invalid_member_templates_are_refused(folder: Path, members: Any):
     ],
     ids=[
         *("empty", "a long field", "UTF-16", "cut JSON", "NUL", "a column is missing"),
-        *("a short row", "features twice", "deep JSON", "a folder"),
+        *("a short row", "repeated features", "deep JSON", "a folder"),
     ],
 )
 def test_unreadable_features_csv_is_one_error(folder: Path, spoil: Callable[[Path], Any]):
@@ -323,24 +325,24 @@ def test_chunk_number_widths_are_applied(folder: Path, width: str):
 
 
 BAD_CHOICES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "a clip that climbs": lambda v: v["clip_ids"]["train"].append("../../victim"),
-    "a clip that is a number": lambda v: v["clip_ids"]["train"].append(7),
-    "a clip that is a list": lambda v: v["clip_ids"]["train"].append(["x"]),
-    "clips that are text": lambda v: v["clip_ids"].update(train="../x"),
-    "a file that climbs": lambda v: v["files"].update(
+    "a clip id that leaves the folder": lambda v: v["clip_ids"]["train"].append("../../victim"),
+    "a number as a clip id": lambda v: v["clip_ids"]["train"].append(7),
+    "a list as a clip id": lambda v: v["clip_ids"]["train"].append(["x"]),
+    "text in place of clip ids": lambda v: v["clip_ids"].update(train="../x"),
+    "a file that leaves the folder": lambda v: v["files"].update(
         {"../../../../victim": {"size": 4, "sha256": "0" * 64}}
     ),
-    "a file that is absolute": lambda v: v["files"].update(
+    "an absolute path": lambda v: v["files"].update(
         {"/tmp/victim": {"size": 4, "sha256": "0" * 64}}
     ),
-    "the folder's own record": lambda v: v["files"].update(
+    "a file of the folder's records": lambda v: v["files"].update(
         {".avomni/verified.json": {"size": 4, "sha256": "0" * 64}}
     ),
-    "a size that is none": lambda v: next(iter(v["files"].values())).update(size=-1),
-    "a file that is none": lambda v: v["files"].update({"a.zip": 7}),
-    "a chunk that is text": lambda v: v.update(chunks=["../0"]),
-    "a chunk below zero": lambda v: v.update(chunks=[-1]),
-    "a chunk that is true": lambda v: v.update(chunks=[True]),
+    "a negative size": lambda v: next(iter(v["files"].values())).update(size=-1),
+    "a number in place of a file": lambda v: v["files"].update({"a.zip": 7}),
+    "text as a chunk": lambda v: v.update(chunks=["../0"]),
+    "a negative chunk": lambda v: v.update(chunks=[-1]),
+    "true as a chunk": lambda v: v.update(chunks=[True]),
 }
 
 

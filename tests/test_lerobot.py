@@ -193,7 +193,7 @@ EVERY = range(LENGTH)
 # Faults of an episode: values of its row in the episodes table, values of its state rows by
 # (row, column), and the expected message. The last one has a wrong time.
 BROKEN: dict[str, tuple[dict, dict, str]] = {
-    "behind its file": (
+    "beyond the end of its file": (
         {f"{FRONT_SPAN}/from_timestamp": 30.0, f"{FRONT_SPAN}/to_timestamp": 33.0},
         {},
         "no frame from 30 to 33 s",

@@ -258,7 +258,7 @@ def holed(content: bytes, number: int, first: float, last: float) -> bytes:
     return changed(content, change)
 
 
-def overwritten(at: int, filling: bytes) -> bytes:
+def patched(at: int, filling: bytes) -> bytes:
     """Bytes of packet 5 replaced."""
     return changed(
         H264,
@@ -307,11 +307,11 @@ PLANTED: dict[str, tuple] = {
     "begins at 0.2 s": (lambda: rows_of(lambda t: t > 0.2), DAMAGED, "ego motion covers 0.2"),
     "reversed": (lambda: rows_of(lambda t: np.arange(len(t))[::-1]), DAMAGED,
         "ego motion is not in order: "),
-    "a row twice": (lambda: rows_of(lambda t: np.sort([*range(len(t)), 300])), DAMAGED),
+    "a repeated row": (lambda: rows_of(lambda t: np.sort([*range(len(t)), 300])), DAMAGED),
     "one row": (lambda: rows_of(lambda t: t == t[200]), DAMAGED,
         "ego motion has 1 rows; at least 2"),
     "x is nan": (lambda: put("x", 1, np.nan), DAMAGED, "x is nan at row 300, 1.00 s"),
-    "ay is inf, which nobody reads": (
+    "ay is inf, which is unused": (
         lambda: put("ay", 1, np.inf), ODD, "ay is inf at row 300"),
     "x is nan after the horizon": (lambda: put("x", 8.9, np.nan), ODD, "x is nan at row 1090"),
     "vz is inf": (lambda: put("vz", 1, np.inf), DAMAGED),
@@ -329,18 +329,18 @@ PLANTED: dict[str, tuple] = {
     "speeds 40 % high for a second": (
         lambda: scaled(1.4, *V, from_s=1, to_s=2), ODD, " m/s, positions move at "),
     "a crash": (crash, ODD, "velocity changes by 30.0 m/s²"),
-    "nose 20° off": (lambda: turned(20), USED),
+    "heading off by 20°": (lambda: turned(20), USED),
     "jumps by 50 m": (lambda: added({"x": 50.0}, 1), DAMAGED),
     "jumps by 4 m": (lambda: added({"y": 4.0}, 1), DAMAGED, "position jumps by "),
     "jumps by 0.5 m": (lambda: added({"y": 0.5}, 1), ODD, " against the speed at 1.0"),
-    "jumps and comes back": (lambda: added({"x": 9.0}, 1, 1.05), DAMAGED),
+    "jumps and returns": (lambda: added({"x": 9.0}, 1, 1.05), DAMAGED),
     "a jump in the horizon": (lambda: added({"x": 9.0}, 6), DAMAGED),
-    "far from zero": (lambda: added({"x": 5e5, "y": 4e6, "z": 120.0}), USED),
-    "252 km/h and more": (lambda: straight(80, 100), ODD, "80.0 m/s at "),
+    "far from the origin": (lambda: added({"x": 5e5, "y": 4e6, "z": 120.0}), USED),
+    "a speed of 80 m/s": (lambda: straight(80, 100), ODD, "80.0 m/s at "),
     "poses in ns": (lambda: in_time(1e3, "poses"), DAMAGED),
-    "frames in ms": (lambda: in_time(1e-3, "frames"), DAMAGED),
+    "frame times in ms": (lambda: in_time(1e-3, "frames"), DAMAGED),
     "all in ns": (lambda: in_time(1e3, "poses", "frames"), DAMAGED),
-    "twice as slow": (lambda: in_time(2, "poses", "frames"), DAMAGED),
+    "half speed": (lambda: in_time(2, "poses", "frames"), DAMAGED),
     # Clocks.
     "on Unix time": (lambda: late(1_700_000_000_000_000), USED),
     "half a second late": (lambda: late(500_000), USED,
@@ -351,14 +351,14 @@ PLANTED: dict[str, tuple] = {
     "three frames dropped": (
         lambda: clock(lambda t: t + 66_666 * (np.arange(COUNT) > 30) + 33_333 * (t > 1.5e6)), ODD,
         "3 frames are missing in 2 gaps; the longest is 100."),
-    "a frame too soon": (
+    "a frame interval too short": (
         lambda: clock(lambda t: np.where(np.arange(COUNT) == 30, t[29] + 9000, t)), ODD,
         "1 frames follow too soon, as 9.0 ms at row 30"),
     "no frame for 0.5 s": (lambda: clock(lambda t: t + 466_666 * (np.arange(COUNT) > 30)), ODD),
     "no frame for 0.6 s": (lambda: clock(lambda t: t + 566_666 * (np.arange(COUNT) > 30)), DAMAGED,
         "no frame for 0.60 s at 1.00 s"),
     "frames reversed": (lambda: clock(lambda t: t[::-1]), DAMAGED),
-    "a time twice": (lambda: clock(lambda t: t[[*range(30), 29, *range(31, COUNT)]]), DAMAGED,
+    "a repeated time": (lambda: clock(lambda t: t[[*range(30), 29, *range(31, COUNT)]]), DAMAGED,
         "do not rise at row 30"),
     "no times": (lambda: clock(lambda t: t[:0]), DAMAGED,
         "the table of timestamps has 0 rows; at least 2"),
@@ -366,9 +366,9 @@ PLANTED: dict[str, tuple] = {
     "one time too few": (lambda: clock(lambda t: t[:-1]), DAMAGED,
         "61 frames in the mp4, 60 timestamps"),
     "one time too many": (lambda: clock(lambda t: np.append(t, t[-1] + 33_333)), DAMAGED),
-    "25 a second for a film of 30": (lambda: clock(lambda t: t * 6 // 5), DAMAGED,
+    "timestamps at 25 Hz for a 30 Hz video": (lambda: clock(lambda t: t * 6 // 5), DAMAGED,
         "those of its timestamps 40.0 ms"),
-    "3 % slow": (lambda: clock(lambda t: t * 103 // 100), ODD, "34.3 ms from frame to frame"),
+    "3 % slow clock": (lambda: clock(lambda t: t * 103 // 100), ODD, "34.3 ms from frame to frame"),
     "one camera 1.2 s late": (lambda: clock(lambda t: t + 1_200_000), ODD),
     "one camera 3 s late": (lambda: clock(lambda t: t + 3_000_000), DAMAGED),
     "cameras that share one moment": (lambda: clock(lambda t: t + STAMPS[-1]), USED),
@@ -389,7 +389,7 @@ PLANTED: dict[str, tuple] = {
     "zeros to 512 bytes": (lambda: filmed(padded(512)), "sound"),
     "zeros to 16 bytes, HEVC": (lambda: filmed(padded(16, IN_HEVC)), "sound"),
     "zeros to 32 bytes, HEVC": (lambda: filmed(padded(32, IN_HEVC)), "sound"),
-    "messages with zeros": (lambda: filmed(with_sei(H264)), "sound"),
+    "SEI messages with zeros": (lambda: filmed(with_sei(H264)), "sound"),
     "a hole in a picture": (
         lambda: filmed(holed(H264, 17, 0.4, 0.6)), DAMAGED,
         "frame 17 is damaged: bytes that no NAL unit holds, at byte "),
@@ -397,12 +397,12 @@ PLANTED: dict[str, tuple] = {
         lambda: filmed(changed(H264, holed_over_three)), DAMAGED,
         "frame 17 is damaged: ", "3 of 61 frames are damaged"),
     "a NAL unit that is too long": (
-        lambda: filmed(overwritten(0, b"\xff" * 4)), DAMAGED,
+        lambda: filmed(patched(0, b"\xff" * 4)), DAMAGED,
         "frame 5 is damaged: a NAL unit of 4,294,967,295 bytes"),
-    "a NAL unit without a head": (
-        lambda: filmed(overwritten(4, b"\x81")), DAMAGED, "no NAL unit header at byte 4"),
+    "a NAL unit without a header": (
+        lambda: filmed(patched(4, b"\x81")), DAMAGED, "no NAL unit header at byte 4"),
     "no picture": (
-        lambda: filmed(overwritten(4, b"\x06")), DAMAGED, "frame 5 is damaged: no NAL unit of a pict"),
+        lambda: filmed(patched(4, b"\x06")), DAMAGED, "frame 5 is damaged: no NAL unit of a pict"),
     "without the first picture": (
         lambda: filmed(remuxed(H264, change=lambda packets: packets[1:]), STAMPS[1:]), DAMAGED,
         "frame 14 is the first key frame, not frame 0"),
@@ -413,11 +413,11 @@ PLANTED: dict[str, tuple] = {
     "cut short": (
         lambda: filmed(H264[: len(H264) * 2 // 3]), DAMAGED,
         "the mp4 lists 61 frames and holds ", "is damaged: only "),
-    "only a head": (lambda: filmed(H264[:200]), DAMAGED, "the mp4 has no video"),
+    "only a header": (lambda: filmed(H264[:200]), DAMAGED, "the mp4 has no video"),
     "an unknown codec": (lambda: filmed(H264.replace(b"avc1", b"zzz1")), DAMAGED),
     "empty": (lambda: filmed(b""), DAMAGED, "the file is empty"),
     "noise": (lambda: filmed(np.random.default_rng(0).bytes(5000)), DAMAGED, "no video container"),
-    "a list of files": (lambda: filmed(b"ffconcat version 1.0\nfile a.mp4\n"), DAMAGED),
+    "an ffconcat list": (lambda: filmed(b"ffconcat version 1.0\nfile a.mp4\n"), DAMAGED),
     "another clip's frames": (lambda: filmed(encode_video(pictures(50))), DAMAGED),
 }  # fmt: skip
 
@@ -571,18 +571,18 @@ def odd_tables(time: str, number: str) -> dict[str, Callable[[pa.Table], pa.Tabl
     return {
         "no rows": lambda table: table.slice(0, 0),
         "one row": lambda table: table.slice(0, 1),
-        "a column twice": lambda table: table.append_column(time, table[time]),
-        "a number twice": lambda table: table.append_column(number, table[number]),
+        "a repeated column": lambda table: table.append_column(time, table[time]),
+        "a repeated number column": lambda table: table.append_column(number, table[number]),
         "no time": lambda table: table.drop_columns([time]),
         "no number": lambda table: table.drop_columns([number]),
         "times are text": typed(time, pa.string(), "12"),
         "times are dates": typed(time, pa.timestamp("us"), 1),
-        "times are nothing": typed(time, pa.null(), None),
+        "times are null": typed(time, pa.null(), None),
         "times are large": typed(time, pa.uint64(), 2**64 - 1),
         "times are floats": lambda table: swapped(
             table, time, table[time].cast(pa.float64()).combine_chunks()),
         "numbers are text": typed(number, pa.string(), "x"),
-        "numbers are nothing": typed(number, pa.null(), None),
+        "numbers are null": typed(number, pa.null(), None),
         "a time is missing": one_value(time, None),
         "a number is missing": one_value(number, None),
         "a time is nan": one_value(time, float("nan")),
@@ -592,7 +592,7 @@ def odd_tables(time: str, number: str) -> dict[str, Callable[[pa.Table], pa.Tabl
             table, time, pa.array([*table[time].to_pylist()[:-1], 300_000_000_000_000_000])),
         "all times are 3e17 and more": lambda table: swapped(
             table, time, pa.array([t + 3 * 10**17 for t in table[time].to_pylist()])),
-        "the least and the largest": lambda table: swapped(
+        "times from -9e18 to 9e18": lambda table: swapped(
             table, time, pa.array(np.linspace(-9e18, 9e18, len(table)).astype(np.int64))),
         "times are negative": lambda table: swapped(
             table, time, pa.array([t - 10**12 for t in table[time].to_pylist()])),
@@ -601,7 +601,7 @@ def odd_tables(time: str, number: str) -> dict[str, Callable[[pa.Table], pa.Tabl
         "a number is -inf": one_value(number, float("-inf")),
         "a number is 1e308": one_value(number, 1e308),
         "two million rows": many_rows,
-        "no table": lambda _: b"PAR1",
+        "not a table": lambda _: b"PAR1",
         "cut": lambda table: as_bytes(table)[:-30],
         "empty": lambda _: b"",
     }  # fmt: skip
@@ -629,7 +629,7 @@ def faulty(request, tmp_path_factory) -> tuple[str, list[str], Verdicts]:
     """A clip for each faulty table of one kind, and two plain ones: (kind, names, verdicts)."""
     kind, folder = request.param, tmp_path_factory.mktemp("tables")
     spoilers = odd_tables(*NAMES[kind])
-    names = [*spoilers, "plain", "plain too"]
+    names = [*spoilers, "plain", "plain again"]
     write_with_labels(folder / "data", [Planted() for _ in names])
     feature = FRONT if kind == "frame_timestamps" else kind
     path = folder / "data" / chunk_path(feature, 0)
@@ -645,10 +645,10 @@ def faulty(request, tmp_path_factory) -> tuple[str, list[str], Verdicts]:
 
 # Faults that do not prevent use: times of another numeric type, and columns that are not read.
 # Labels are optional; invalid ones are left out one by one.
-FINE = {"plain", "plain too", "times are floats"}
+FINE = {"plain", "plain again", "times are floats"}
 USABLE = {
     "frame_timestamps": FINE
-    | {"a number twice", "no number", "numbers are text", "numbers are nothing"}
+    | {"a repeated number column", "no number", "numbers are text", "numbers are null"}
     | {"a number is missing", "a number is nan", "a number is -inf", "a number is 1e308"},
     "egomotion": FINE,
 }
@@ -713,7 +713,7 @@ def test_damaged_calibration_row_is_reported_by_audit_and_build(feature, tmp_pat
 
 ODD_CALIBRATION: dict[str, Callable[[pa.Table, str, str | None], pa.Table | bytes]] = {
     "no rows": lambda table, name, _: table.slice(0, 0),
-    "a column twice": lambda table, name, _: table.append_column(name, table[name]),
+    "a repeated column": lambda table, name, _: table.append_column(name, table[name]),
     "no column": lambda table, name, _: table.drop_columns([name]),
     "no clips": lambda table, name, _: table.drop_columns(["clip_id"]),
     "numbers are text": lambda table, name, _: typed(name, pa.string(), "x")(table),
@@ -721,7 +721,7 @@ ODD_CALIBRATION: dict[str, Callable[[pa.Table, str, str | None], pa.Table | byte
     "clips are null": lambda table, name, _: typed("clip_id", pa.null(), None)(table),
     "sensors are numbers": lambda table, name, key: typed(key or "clip_id", pa.int64(), 1)(table),
     "two million rows": lambda table, name, _: many_rows(table),
-    "no table": lambda table, name, _: b"PAR1",
+    "not a table": lambda table, name, _: b"PAR1",
 }
 
 

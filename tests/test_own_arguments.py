@@ -107,8 +107,8 @@ SPOILT = {
     "one row short": (lambda a: a[1:], "shape"),
     "one axis more": (lambda a: a[None], "shape"),
     "one number": (lambda a: 3.0, "shape"),
-    "nothing": (lambda a: a[:0], "shape"),
-    "a word": (lambda a: "poses.csv", "text"),
+    "empty": (lambda a: a[:0], "shape"),
+    "a string": (lambda a: "poses.csv", "text"),
     "a dict": (lambda a: {"x": 1}, "dict"),
     "a generator": (lambda a: (x for x in a), "generator"),
     "a set": (lambda a: {1.0, 2.0}, "set"),
@@ -123,7 +123,7 @@ SPOILT_ARGUMENTS = [("position_m", kind) for kind in SPOILT] + [
     (argument, kind)
     for argument in VALID
     if argument != "position_m"
-    for kind in ("nan", "masked", "text", "one row short", "nothing", "one axis more")
+    for kind in ("nan", "masked", "text", "one row short", "empty", "one axis more")
 ]
 
 
@@ -145,7 +145,7 @@ def test_invalid_array_is_refused_by_argument_and_row(argument, kind, video):
         values["heading_rad"] = None
     if argument == "velocity_mps":
         values["position_m"] = LEVEL
-    if argument == "t_s" and kind == "nothing":
+    if argument == "t_s" and kind == "empty":
         message = "at least two"
     text = fault(clip_of(video, **values))
     assert named in text or message == "shape" and "of shape" in text, text
@@ -171,7 +171,7 @@ SPOILT_TIMES = {
     "row numbers": (np.arange(len(T_S)), "at least two poses a second"),
     "out of order": (with_row(T_S, 20, T_S[18] - 0.01), "row 20"),
     "backwards": (T_S[::-1], "row 1"),
-    "a time twice": (with_row(T_S, 20, T_S[19]), "row 20, which has the time of the row before"),
+    "a repeated time": (with_row(T_S, 20, T_S[19]), "row 20, which has the time of the row before"),
     "float32 of Unix times": ((T_S + 1.7e9).astype(np.float32), "float32"),
 }  # fmt: skip
 
@@ -182,12 +182,12 @@ FRAME_TIMES = {
     "nanoseconds": ((FRAMES_S * 1e9).astype(np.int64), "nanoseconds"),
     "frame numbers": (np.arange(NUM_FRAMES), "frame numbers"),
     "backwards": (FRAMES_S[::-1], "row 1"),
-    "a time twice": (with_row(FRAMES_S, 30, FRAMES_S[29]), "row 30"),
-    "one too many": (np.arange(NUM_FRAMES + 1) / 30, "45 frames in the video"),
+    "a repeated time": (with_row(FRAMES_S, 30, FRAMES_S[29]), "row 30"),
+    "one time too many": (np.arange(NUM_FRAMES + 1) / 30, "45 frames in the video"),
     "dates": (np.datetime64("2024-05-01") + (FRAMES_S * 1e6).astype("timedelta64[us]"), "dates"),
     "on another clock": (FRAMES_S + 1.7e9, "the cameras do not overlap"),
-    "an hour off": (FRAMES_S + 3600, "the cameras do not overlap"),
-    "mostly beside the others": (FRAMES_S + 1.2, "in common"),
+    "off by an hour": (FRAMES_S + 3600, "the cameras do not overlap"),
+    "little overlap with the others": (FRAMES_S + 1.2, "in common"),
 }
 
 
@@ -220,21 +220,21 @@ def test_pose_and_frame_times_without_overlap_are_refused(video):
 BAD_VALUES = {
     "text for an hour": ({"hour": "07"}, "hour is '07'", "give int('07')"),
     "hour 24": ({"hour": 24}, "hour is 24", "from 0 to 23"),
-    "half an hour": ({"hour": 7.5}, "hour is 7.5", "from 0 to 23"),
-    "no hour": ({"hour": float("nan")}, "hour is nan", "None"),
-    "true": ({"hour": True}, "hour is True", "whole number"),
+    "a fractional hour": ({"hour": 7.5}, "hour is 7.5", "from 0 to 23"),
+    "nan for an hour": ({"hour": float("nan")}, "hour is nan", "None"),
+    "a bool for an hour": ({"hour": True}, "hour is True", "whole number"),
     "month 13": ({"month": 13}, "month is 13", "from 1 to 12"),
     "a month's name": ({"month": "May"}, "month is 'May'", "from 1 to 12"),
     "a country's number": ({"country": 49}, "country is 49", "text"),
-    "half a character": ({"country": "\ud800"}, "country is", "cannot be printed"),
-    "a name of two lines": ({"name": "a\nb\x1b[31m"}, "name is 'a\\nb", "cannot be printed"),
+    "a surrogate": ({"country": "\ud800"}, "country is", "cannot be printed"),
+    "a name with a line break": ({"name": "a\nb\x1b[31m"}, "name is 'a\\nb", "cannot be printed"),
     "an impossible speed": ({"speed_m_s": with_row(T_S * 0, 8, 1e308)}, "row 8", "placeholder"),
-    "velocities that are none": (
+    "huge velocities": (
         {"velocity_mps": np.full((len(T_S), 3), 1e300)},
         "velocity_mps is 1e+300 at row 0",
         "unit",
     ),
-    "places without a fix": (
+    "positions without a GPS fix": (
         {"position_m": np.outer(np.arange(100) % 4 > 0, (52.0, 13.0)), "frame": "wgs84"},
         "which no car does; fastest at row",
         "placeholders",
@@ -261,8 +261,8 @@ BAD_VALUES = {
         "length 0",
     ),
     "ragged positions": ({"position_m": RAGGED}, "row 11 is [1.0, 2.0, 3.0]", "as many numbers"),
-    "columns for rows": ({"position_m": POSITION.T}, "of shape (2, 100)", "position_m.T"),
-    "geocentric and flat": ({"frame": "ecef"}, "position_m", "(100, 3)"),
+    "transposed positions": ({"position_m": POSITION.T}, "of shape (2, 100)", "position_m.T"),
+    "geocentric without height": ({"frame": "ecef"}, "position_m", "(100, 3)"),
     "huge": ({"position_m": with_row(POSITION, 50, 1e308)}, "row 50", "placeholder"),
     "float32 of a far map": (
         {"position_m": (POSITION + (5e5, 5e6)).astype(np.float32)},

@@ -209,7 +209,7 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
             "frame='ned'",
             {"position_m": ned(enu), "quaternion": (NED * drive.turn).as_quat()},
         ),
-        "frd that are flu": ("axes='flu'", {"quaternion": q, "axes": "frd"}),
+        "flu given as frd": ("axes='flu'", {"quaternion": q, "axes": "frd"}),
         "latitudes and an attitude in north, east, down": (
             in_ned,
             wgs84 | {"axes": "frd", "position_m": lat_lon, "quaternion": north_down},
@@ -229,11 +229,11 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
             "np.pi / 2 - heading_rad",
             wgs84 | {"position_m": lat_lon, "heading_rad": heading},
         ),
-        "from the north": ("heading_rad + np.pi / 2", {"heading_rad": heading - np.pi / 2}),
+        "zero at north": ("heading_rad + np.pi / 2", {"heading_rad": heading - np.pi / 2}),
         "to the rear": ("heading_rad + np.pi", {"heading_rad": heading + np.pi}),
         "mirrored": ("-heading_rad", {"heading_rad": -heading}),
         "y to the right": ("-y for y", {"position_m": enu * (1, -1, 1)}),
-        "one throughout": ("counter-clockwise", {"heading_rad": one_way}),
+        "constant": ("counter-clockwise", {"heading_rad": one_way}),
         "longitude, latitude": (
             "the first two columns the other way round",
             by_compass | {"position_m": lat_lon[:, [1, 0, 2]]},
@@ -256,7 +256,7 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
         "radians": ("np.degrees", by_compass | {"position_m": np.radians(lat_lon[:, :2])}),
         "latitude, longitude as metres": ("frame='wgs84'", {"position_m": lat_lon}),
         "longitude, latitude as metres": ("frame='wgs84'", {"position_m": lat_lon[:, [1, 0]]}),
-        "degrees that are held for a second": ("frame='wgs84'", {"position_m": repeated}),
+        "degrees repeated for a second": ("frame='wgs84'", {"position_m": repeated}),
         "degrees in ned": (
             "frame='wgs84'",
             {"position_m": lat_lon, "frame": "ned", "heading_rad": compass},
@@ -275,8 +275,8 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
         "feet": ("feet", {"position_m": enu / 0.3048, "speed_m_s": nine}),
         "km/h": ("km/h", {"speed_m_s": nine * 3.6}),
         "miles per hour": ("miles per hour", {"speed_m_s": nine * 2.237}),
-        "another one": ("np.interp", {"speed_m_s": nine * 1.4}),
-        "none": ("np.interp", {"speed_m_s": nine * 0}),
+        "another speed": ("np.interp", {"speed_m_s": nine * 1.4}),
+        "zero": ("np.interp", {"speed_m_s": nine * 0}),
     }
     velocity_mps = {
         "km/h": ("km/h", {"velocity_mps": drive.velocity * 3.6}),
@@ -337,7 +337,7 @@ def parked() -> dict[str, dict]:
     heading = np.full(len(T_S), 0.7)
     clips = {kind: {"position_m": at, "heading_rad": heading} for kind, at in values.items()}
     steady = still + np.outer(T_S, (3e-3, 4e-3, 0))
-    clips["a steady drift, and wheels that stand"] = {
+    clips["a steady drift at zero wheel speed"] = {
         "position_m": steady,
         "heading_rad": heading,
         "speed_m_s": 0 * T_S,
