@@ -31,7 +31,7 @@ MB = 1_000_000
 
 
 def listed(folder: Path, chunks: Mapping[int, str]) -> Catalog:
-    """Chunks by number: a letter a clip, which is the clip's country."""
+    """A catalog of chunks given as number -> one letter for each clip, its country."""
     clips = [
         ListedClip(clip_id_of(100 * chunk + place), chunk, country=letter)
         for chunk, letters in chunks.items()
@@ -318,7 +318,7 @@ def test_every_choice_respects_the_limits(
     chunks, countries, balance_by, max_clips, target_chunks, budget
 ):
     if countries:
-        chunks = [*chunks, "".join(countries)]  # each exists
+        chunks = [*chunks, "".join(countries)]  # each country has a clip
     filters = {
         "countries": sorted(countries) if countries else None,
         "balance_by": balance_by,

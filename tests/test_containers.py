@@ -1,4 +1,4 @@
-"""A video is opened as the container that it is, and names no other file, address or device."""
+"""Videos are opened as self-contained files, and references to other files are not followed."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_named_pipe_is_refused_without_blocking(tmp_path):
 
 
 def boxes_to(content: bytes, *names: bytes) -> list[int]:
-    """First byte of each of the boxes that lie in one another."""
+    """Offset of each of the nested boxes."""
     places, start = [], 0
     for name in names:
         start = content.index(name, start) - 4

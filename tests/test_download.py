@@ -301,7 +301,7 @@ def test_with_eviction_only_metadata_is_fetched(
     loop = evicting(tmp_path / "loop")
     downloaded = fetch(loop, hub)
     assert sorted(gets(server)[num_before:]) == sorted(METADATA)
-    # Size and hash of each file are those of a run that fetches everything: the cache is the same.
+    # Sizes and hashes equal those of a run that fetches everything, so the cache is the same.
     assert downloaded.chosen.digest == whole.chosen.digest
     states = {row["path"]: row["state"] for row in downloaded.rows}
     assert {path for path, state in states.items() if state != "missing"} == set(METADATA)

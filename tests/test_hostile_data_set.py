@@ -64,7 +64,7 @@ def rename_clip(folder: Path, clip_id: str, *new_ids: str | bytes) -> None:
         table = table.set_column(table.column_names.index("clip_id"), "clip_id", column)
         pq.write_table(table, path)
     texts = [new.decode("latin-1") if isinstance(new, bytes) else new for new in new_ids]
-    # zipfile cuts a name at NUL.
+    # zipfile truncates a name at NUL.
     texts = [text for text in texts if "\0" not in text]
     for path in folder.rglob("*.zip"):
         named_members = {}
@@ -321,7 +321,7 @@ def test_chunk_number_widths_are_applied(folder: Path, width: str):
     )
 
 
-# ---- files of our own that are read back
+# ---- chosen.json
 
 
 BAD_CHOICES: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -363,7 +363,7 @@ def test_chosen_json_with_unsafe_values_is_refused(
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-# ---- what to do about a file that is damaged
+# ---- fixes for damaged files
 
 
 @pytest.mark.parametrize("source", ["folder", "hub"])

@@ -89,7 +89,7 @@ def test_command_line_exports_rendered_clips(tmp_path: Path, capsys):
     values = folder_run.values(tmp_path, tmp_path / "raw", sample_hz=5.0)
     values["dataset"] = {"source": "world", "world": WORLD, "local_dir": str(tmp_path / "raw")}
     p = Params.from_values(values)
-    publish(p, tmp_path / "raw")  # as 02 leaves it, without the hub between
+    publish(p, tmp_path / "raw")  # as 02 does, without a hub
     folder_source = {"source": "folder", "local_dir": str(tmp_path / "raw")}
     download.fetch(Params.from_values(values | {"dataset": folder_source}), None)
     path = tmp_path / "world.yaml"
@@ -109,7 +109,7 @@ def test_confidential_clips_are_refused(exported, tmp_path: Path):
     gated = p.dataset.model_copy(update={"repo_id": "nvidia/PhysicalAI-Autonomous-Vehicles"})
     with pytest.raises(AvomniError, match="confidential: their licence forbids"):
         lerobot.export(p.model_copy(update={"dataset": gated}), tmp_path / "out")
-    # A copy of the real set in a folder, whatever it is called.
+    # A copy of the real data set in a folder of any name.
     data = write_published_set(tmp_path / "data", num_chunks=1, clips_per_chunk=3)
     copied = folder_run.chosen(tmp_path, data)
     with pytest.raises(AvomniError, match="confidential: their licence forbids"):

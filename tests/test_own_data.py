@@ -1,4 +1,4 @@
-"""Own recordings: plain mp4s and poses, packed by the lines of docs/own_clips.md, and read.
+"""Own recordings: plain mp4s and poses, packed as in docs/own_clips.md and read back.
 
 The drives are known in closed form, and every frame encodes its number.
 """

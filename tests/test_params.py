@@ -48,7 +48,7 @@ def test_shipped_file_loads_and_states_every_section(path: Path):
     assert values.pop("extends") == f"params/{path.name}"
     assert set(values) == set(Params.model_fields)
     assert all(values.values())
-    same = {"demo_drive": "demo_future"}  # the model that drives is that run's
+    same = {"demo_drive": "demo_future"}  # it drives with that run's model
     assert Params.from_files([path]).run.name == same.get(path.stem, path.stem)
 
 

@@ -176,10 +176,10 @@ def test_each_key_of_a_cell_can_be_changed_alone(notebook: Path):
         shown = names[section][key]
         value = special_values[key] if key in special_values else other[type(shown)](shown)
         edit = f"{section}[{key!r}] = {value!r}"
-        if name != "download.evict_raw":  # refused of a folder, and there is none here
+        if name != "download.evict_raw":  # refused for a folder source
             for file in (DEMO, MI300X):
                 lines, changes = [f"extends = {str(file)!r}", edit], [f"{name}={json.dumps(value)}"]
-                if key == "sequence_length":  # the same thing
+                if key == "sequence_length":  # an alias
                     lines.append(f"vision['window_size'] = {value}")
                     changes.append(f"vision.window_size={value}")
                 p = in_notebook(notebook, edit="\n".join(lines))

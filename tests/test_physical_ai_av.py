@@ -105,7 +105,7 @@ def test_frames_match_the_scene_at_their_timestamps(harbour):
                 assert ((at <= wanted) & (wanted - at < 33_500)).all()
                 ours = np.stack([f[idx] for f in renderer.frames(at / 1e6)]).astype(int)
                 error = np.abs(images.astype(int) - ours).mean(axis=(1, 2, 3))
-                assert error.max() < 7.0, (camera, error)  # of 255: what H.264 takes
+                assert error.max() < 7.0, (camera, error)  # of 255: the loss of H.264
                 far = np.stack([f[idx] for f in renderer.frames(at / 1e6 + 0.2)]).astype(int)
                 moved = np.abs(images.astype(int) - far).mean(axis=(1, 2, 3))
                 assert (error < moved)[scene.drive.at(at / 1e6)["speed"] > 1.0].all(), camera
@@ -167,7 +167,7 @@ def test_obstacle_labels_match_the_scene(harbour):
             middle = np.array([row.center_x, row.center_y, row.center_z])
             place = motion(row.timestamp_us).pose.apply(middle)
             x, y, _ = scene.vehicle_poses([row.timestamp_us / 1e6])[0, int(row.track_id)]
-            # The middle of a van's box is not above its foot.
+            # The centre of a van's box is not above its origin.
             assert np.hypot(place[0] - x, place[1] - y) < 0.5
 
 
@@ -213,7 +213,7 @@ def test_landmarks_project_to_their_pixels(survey):
                 rays = camera_to_anchor.inv().apply(balls)
                 rays = rays[rays[:, 2] > 0.3 * np.linalg.norm(rays, axis=1)]
                 pixels = models[camera].ray2pixel(rays)
-                # A ball's radius in pixels, 0.45 m; a wide lens stretches it towards the edges.
+                # Radius in pixels of a ball of 0.45 m; a wide lens stretches it towards the edges.
                 radius = 0.45 * 1.5 * models[camera].th2r.coef[1] / np.linalg.norm(rays, axis=1)
                 for idx in np.flatnonzero((radius > 1.0) & (radius < 6.0)):
                     reach = int(np.ceil(radius[idx])) + 2

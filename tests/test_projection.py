@@ -28,7 +28,7 @@ def seen_by(lens: rendered.Lens, mount: rendered.Mount) -> calibration.Projectio
     size=st.sampled_from([(128, 72), (64, 36), (320, 180), (1920, 1080)]),
 )
 def test_projection_inverts_the_worlds_lens(camera, name, size):
-    """The world's lens is the published polynomial, turned into rays by other code."""
+    """The world's lens is the published polynomial, inverted to rays by independent code."""
     lens = rendered.make_lens(camera, town(name), *size)
     mount = rendered.make_mounts(np.random.default_rng(2), town(name))[camera.name]
     pixels = np.mgrid[0 : size[0] : 13j, 0 : size[1] : 9j].reshape(2, -1).T

@@ -1,4 +1,4 @@
-"""The same suite over each source of clips: the hub's layout, own recordings, a LeRobot data set.
+"""The same tests for each source of clips: the hub's layout, own recordings, a LeRobot data set.
 
 All three have drives of `published_set.Drive`; frames encode clip, camera and frame number.
 """

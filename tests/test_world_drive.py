@@ -32,7 +32,7 @@ def test_motion_follows_the_bicycle_model(seed, name):
     turning = (there["yaw"] - here["yaw"]) / step
     assert np.abs(turning - speed * middle["curvature"]).max() < 0.01
     pulling = (there["speed"] - here["speed"]) / step
-    is_rolling = speed > 0.1  # a car that comes to a stand does so with a jerk
+    is_rolling = speed > 0.1  # acceleration jumps when a car stops
     assert np.abs(pulling - middle["acceleration"])[is_rolling].max(initial=0.0) < 0.25
     assert np.abs(np.arctan(here["curvature"] * 2.85)).max() <= drive.MAX_STEER_RAD
     assert np.abs(middle["acceleration"]).max() < 4.0
@@ -112,7 +112,7 @@ def test_straying_car_returns_to_its_lane(seed, name):
     lane, _ = road.place(car.state[:, 6], np.array(drive.EGO_OFFSET_M))
     offset_m = np.hypot(*(lane - car.state[:, :2]).T)
     assert offset_m.max() < 5.0
-    if car.state[:, 3].min() > 3.0:  # a car that stands cannot come back
+    if car.state[:, 3].min() > 3.0:  # a stopped car cannot return
         assert offset_m[int(9.0 / drive.STEP_S) :].max() < 0.6
 
 

@@ -91,7 +91,7 @@ def test_pedestrian_crosses_ahead_without_collision(seed, town):
     start = np.searchsorted(times, scene.event.start_us / 1e6)
     assert not is_in_lane[: start - 60].any(), "not long before the car brakes"
     assert is_in_lane.sum() * 0.02 > 1.5
-    # In the rig's frame: ahead of the nose for as long as the lane is taken.
+    # In the ego frame the pedestrian is ahead of the car while in its lane.
     apart = walker_xy - np.stack([motion["x"], motion["y"]], axis=-1)
     ahead = apart[:, 0] * np.cos(motion["yaw"]) + apart[:, 1] * np.sin(motion["yaw"])
     nose = scene.vehicle.rear_axle_to_bbox_center + scene.vehicle.length / 2
