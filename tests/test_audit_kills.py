@@ -1,4 +1,4 @@
-"""A full audit killed at any moment goes on where it was, and ends as if nothing had happened."""
+"""A full audit that is killed at any moment resumes and gives the result of an undisturbed one."""
 
 import contextlib
 import json
@@ -37,10 +37,10 @@ def params(folder: Path, published: Path, **processing) -> Params:
 
 
 def result(p: Params) -> dict:
-    """What the audit wrote, but for the room on the disk, which others change."""
-    told = json.loads(path_of(p).read_text())
-    del told["figures"]["bytes_free"]
-    return told
+    """The written result without the free disk space, which other processes change."""
+    values = json.loads(path_of(p).read_text())
+    del values["figures"]["bytes_free"]
+    return values
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def published(tmp_path_factory) -> Path:
 
 
 def start(p: Params, folder: Path) -> subprocess.Popen:
-    """The audit in a process of its own, which is about to begin."""
+    """Start the audit in a process of its own."""
     values = folder / "params.yaml"
     values.write_text(json.dumps(p.values()))
     process = subprocess.Popen(
@@ -66,8 +66,8 @@ def start(p: Params, folder: Path) -> subprocess.Popen:
     return process
 
 
-def test_a_dozen_kills_change_nothing(published, tmp_path):
-    """Each at a moment drawn at random: so many files later, or before the first one is done."""
+def test_audit_killed_twelve_times_gives_the_same_result(published, tmp_path):
+    """Each kill comes after a random number of further files, or before the first one."""
     expected = params(tmp_path / "undisturbed", published)
     audit(expected, None)
     p = params(tmp_path / "killed", published, num_workers=1)
@@ -88,12 +88,12 @@ def test_a_dozen_kills_change_nothing(published, tmp_path):
         num_killed += process.wait() == -signal.SIGKILL
         process.communicate()
         assert psutil.wait_procs(children, timeout=20)[1] == [], "workers end with their parent"
-        kept = list(records.glob("*.json"))
-        assert path_of(p).exists() or len(kept) >= num_done, "nothing that was read is lost"
-        num_done = len(kept)
-        for record in kept:
+        done = list(records.glob("*.json"))
+        assert path_of(p).exists() or len(done) >= num_done, "nothing that was read is lost"
+        num_done = len(done)
+        for record in done:
             json.loads(record.read_text())
-        if path_of(p).exists():  # it was through: whole, or not there; then it starts anew
+        if path_of(p).exists():  # it had finished; the next audit starts from the beginning
             assert result(p) == result(expected)
             path_of(p).unlink()
             num_done = 0
@@ -103,12 +103,12 @@ def test_a_dozen_kills_change_nothing(published, tmp_path):
     assert sorted(path.name for path in path_of(p).parent.iterdir()) == ["audit.json"]
 
 
-def test_a_file_that_ends_its_worker_twice_is_a_finding_and_the_rest_go_on(published, tmp_path):
-    """Out of memory, or a crash inside a library: here the worker that reads it is killed."""
+def test_file_that_kills_its_worker_twice_is_reported_and_audit_continues(published, tmp_path):
+    """As by lack of memory or a crash inside a library; here the test kills the worker."""
     folder = shutil.copytree(published, tmp_path / "data")
     fatal = folder / chunk_path(CAMERA, 2)
     with open(fatal, "r+b") as file, zipfile.ZipFile(file, "a") as archive:
-        # A hole of 2 GiB, which takes no room and a second or two to read.
+        # A sparse hole of 2 GiB, which takes a second or two to read.
         archive.start_dir = 2 << 30
         file.seek(archive.start_dir)
         archive.writestr(zipfile.ZipInfo("behind"), b"the hole")
@@ -122,14 +122,14 @@ def test_a_file_that_ends_its_worker_twice_is_a_finding_and_the_rest_go_on(publi
                     worker.kill()
                     worker.wait(20)
                     num_killed += 1
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 0 and num_killed == 2, told
-    found = result(p)
-    (row,) = [row for row in found["findings"] if row["severity"] == "odd"]
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0 and num_killed == 2, stderr
+    report = result(p)
+    (row,) = [row for row in report["findings"] if row["severity"] == "odd"]
     assert row["what"] == "looking at it failed" and "killed by SIGKILL" in row["reason"]
     assert row["path"] == chunk_path(CAMERA, 2) and "tries it again" in row["reason"]
-    assert not [row for row in found["findings"] if row["severity"] == "damaged"]
-    states = {row["chunk"]: set() for row in found["clips"]}
-    for row in found["clips"]:
+    assert not [row for row in report["findings"] if row["severity"] == "damaged"]
+    states = {row["chunk"]: set() for row in report["clips"]}
+    for row in report["clips"]:
         states[row["chunk"]].add(row["state"])
     assert states == {chunk: {"odd" if chunk == 2 else "sound"} for chunk in range(6)}

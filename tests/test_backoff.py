@@ -1,4 +1,4 @@
-"""Patience with a busy hub: who waits, how long, and what an answer's headers say."""
+"""Backoff shared by the download threads, and the waits that response headers state."""
 
 import threading
 import time
@@ -16,48 +16,48 @@ from avomni_lib.errors import AvomniError
 BUSY = AvomniError("too busy")
 
 
-def test_waits_double_up_to_a_minute_and_last_for_minutes_in_all():
+def test_waits_double_up_to_a_minute():
     backoff = Backoff()
     waits = [backoff.wait_s(num) for num in range(1, backoff.num_tries)]
     assert waits[:4] == [1, 2, 4, 8] and max(waits) == MAX_WAIT_S == 60
     assert 180 < sum(waits) < 300
 
 
-def test_refusals_of_one_moment_count_once():
-    """Eight requests were under way when the hub closed: that is not eight refusals in a row."""
+def test_simultaneous_refusals_count_once():
+    """Eight refusals of requests sent at the same time are not eight in a row."""
     backoff = Backoff(first_s=0.0, num_tries=3)
     turns = [backoff.take_turn() for _ in range(8)]
     assert all(backoff.refused(turn, None) for turn in turns)
-    # Nor does an answer to what was sent before the refusal mean that it is over.
+    # An answer to a request that was sent before the refusal does not reset the count.
     backoff.ended(turns[0], is_answered=True)
     assert backoff.refused(backoff.take_turn(), None)
     assert not backoff.refused(backoff.take_turn(), None)
 
 
-def test_who_tries_and_fails_otherwise_lets_another_one_try():
+def test_another_error_releases_the_turn():
     backoff = Backoff(first_s=0.0)
     backoff.refused(backoff.take_turn(), None)
 
-    def breaks() -> None:
+    def fail() -> None:
         raise OSError("broken")
 
     with pytest.raises(OSError, match="broken"):
-        backoff.call(breaks)
+        backoff.call(fail)
     assert backoff.call(lambda: "answer") == "answer"
 
 
-def test_a_file_that_alone_is_refused_does_not_hold_up_the_others():
+def test_one_refused_file_does_not_delay_others():
     backoff = Backoff(first_s=5.0)
     stop = threading.Event()
 
     def refuse() -> None:
         raise Retry(BUSY)
 
-    def alone() -> None:
+    def fetch_refused_file() -> None:
         with pytest.raises(Stopped):
             backoff.call(refuse, stop)
 
-    thread = threading.Thread(target=alone)
+    thread = threading.Thread(target=fetch_refused_file)
     thread.start()
     time.sleep(0.05)
     assert backoff.call(lambda: "other") == "other" and backoff.note == ""
@@ -65,7 +65,7 @@ def test_a_file_that_alone_is_refused_does_not_hold_up_the_others():
     thread.join()
 
 
-def test_a_stop_ends_every_wait():
+def test_stop_event_ends_every_wait():
     backoff, stop = Backoff(first_s=60.0), threading.Event()
     backoff.refused(backoff.take_turn(), 60.0)
     assert backoff.note == "the hub asks to wait: 60 s"
@@ -76,7 +76,7 @@ def test_a_stop_ends_every_wait():
         backoff.pause(1, stop)
 
 
-def test_a_hub_that_answers_may_ask_for_quiet_too():
+def test_hold_delays_the_next_request():
     backoff = Backoff()
     backoff.hold(0.2)
     began = time.monotonic()
@@ -97,11 +97,13 @@ def test_a_hub_that_answers_may_ask_for_quiet_too():
         (503, {"RateLimit": '"api";r=0;t=55'}, None),
     ],
 )
-def test_a_wait_is_read_off_the_headers(status: int, headers: dict[str, str], seconds: int | None):
+def test_wait_is_read_from_response_headers(
+    status: int, headers: dict[str, str], seconds: int | None
+):
     assert responses.retry_after_s(status, headers) == seconds
 
 
-def test_a_date_is_a_wait_until_then():
+def test_retry_after_date_is_a_wait_until_that_date():
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     assert 85 < responses.retry_after_s(429, {"Retry-After": date}) <= 90
 
@@ -115,7 +117,7 @@ def test_a_date_is_a_wait_until_then():
         ({"RateLimit": '"pages"; r = 0 ; t = 12'}, 12),
     ],
 )
-def test_a_good_answer_may_say_that_it_was_the_last(headers: dict[str, str], seconds: int):
+def test_exhausted_rate_limit_gives_a_wait(headers: dict[str, str], seconds: int):
     assert responses.rate_limit_s(headers) == seconds
 
 
@@ -132,13 +134,15 @@ FILE = RemoteFile("a.zip", 100, "ab" * 32)
         (206, "bytes 40-99/100", '"a-mirrors-own"', 40),
     ],
 )
-def test_where_a_body_starts(status: int, content_range: str, etag: str, first: int):
+def test_first_byte_follows_the_content_range(
+    status: int, content_range: str, etag: str, first: int
+):
     headers = {"Content-Range": content_range} if content_range else {}
     assert responses.first_byte(status, headers, {"ETag": etag}, FILE, 40) == first
 
 
 @pytest.mark.parametrize(
-    ("content_range", "own"),
+    ("content_range", "headers"),
     [
         ("bytes 0-99/100", {}),
         ("bytes 40-98/99", {}),
@@ -147,6 +151,6 @@ def test_where_a_body_starts(status: int, content_range: str, etag: str, first: 
         ("bytes 40-99/100", {"ETag": f'"{"cd" * 32}"'}),
     ],
 )
-def test_a_body_of_something_else_is_not_taken(content_range: str, own: dict[str, str]):
+def test_body_of_another_range_or_file_is_refused(content_range: str, headers: dict[str, str]):
     with pytest.raises(OtherContent):
-        responses.first_byte(206, {"Content-Range": content_range}, own, FILE, 40)
+        responses.first_byte(206, {"Content-Range": content_range}, headers, FILE, 40)

@@ -1,4 +1,4 @@
-"""Which file holds what, in every release and at any size."""
+"""The catalog: clips, chunks, splits, attributes and file paths of every release."""
 
 import shutil
 from dataclasses import replace
@@ -41,7 +41,7 @@ CLIPS = [listed_clip(n, n // CLIPS_PER_CHUNK) for n in range(NUM_CHUNKS * CLIPS_
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The metadata, to be spoilt."""
+    """Metadata that a test may damage."""
     return write_metadata(tmp_path, CLIPS)
 
 
@@ -54,7 +54,7 @@ def params(setup: str) -> Params:
     return Params.from_values({"vision": {"cameras": setup}})
 
 
-def test_the_data_sets_own_features_csv_is_understood(catalog: Catalog):
+def test_features_csv_gives_paths_and_members(catalog: Catalog):
     assert tuple(catalog.features) == FEATURES
     assert catalog.path("egomotion", 7) == "labels/egomotion/egomotion.chunk_0007.zip"
     assert (
@@ -72,18 +72,18 @@ def test_the_data_sets_own_features_csv_is_understood(catalog: Catalog):
         catalog.path("camera_top", 0)
 
 
-def test_clips_chunks_and_splits_are_those_of_the_index(catalog: Catalog):
-    everyone = [clip_id_of(n) for n in range(NUM_CHUNKS * CLIPS_PER_CHUNK)]
+def test_clips_chunks_and_splits_match_the_index(catalog: Catalog):
+    clip_ids = [clip_id_of(n) for n in range(NUM_CHUNKS * CLIPS_PER_CHUNK)]
     assert catalog.chunks == (0, 1, 2, 3)
-    assert list(catalog.clip_ids()) == everyone
-    assert list(catalog.clip_ids(chunk=1)) == everyone[3:6]
-    assert list(catalog.clip_ids(split="val")) == everyone[1::3]
-    assert catalog.clip_ids(chunk=2, split="test") == (everyone[8],)
-    assert [catalog.chunk_of(c) for c in everyone] == [n // 3 for n in range(12)]
-    assert [catalog.split_of(c) for c in everyone[:3]] == ["train", "val", "test"]
+    assert list(catalog.clip_ids()) == clip_ids
+    assert list(catalog.clip_ids(chunk=1)) == clip_ids[3:6]
+    assert list(catalog.clip_ids(split="val")) == clip_ids[1::3]
+    assert catalog.clip_ids(chunk=2, split="test") == (clip_ids[8],)
+    assert [catalog.chunk_of(c) for c in clip_ids] == [n // 3 for n in range(12)]
+    assert [catalog.split_of(c) for c in clip_ids[:3]] == ["train", "val", "test"]
 
 
-def test_files_that_no_clip_of_the_chunk_has_are_left_out(catalog: Catalog):
+def test_files_of_features_absent_from_a_chunk_are_omitted(catalog: Catalog):
     files = catalog.files([0, 2], ["egomotion", RADARS[0], "vehicle_dimensions"])
     assert files == [
         "labels/egomotion/egomotion.chunk_0000.zip",
@@ -95,7 +95,7 @@ def test_files_that_no_clip_of_the_chunk_has_are_left_out(catalog: Catalog):
     assert not catalog.present(clip_id_of(0), RADARS[0])
 
 
-def test_presence_is_by_clip_and_its_rows_may_come_in_any_order(folder: Path):
+def test_presence_is_matched_by_clip_id_in_any_row_order(folder: Path):
     table = pd.read_parquet(folder / PRESENCE_FILE)
     table.loc[table.clip_id == clip_id_of(4), CAMERAS[0]] = False
     table = table[table.clip_id != clip_id_of(5)]
@@ -106,7 +106,7 @@ def test_presence_is_by_clip_and_its_rows_may_come_in_any_order(folder: Path):
     assert catalog.usable(0, ["egomotion", CAMERAS[0]]) == tuple(map(clip_id_of, range(3)))
 
 
-def test_clip_id_may_be_a_pandas_index_without_a_name(folder: Path, catalog: Catalog):
+def test_clip_id_may_be_an_unnamed_pandas_index(folder: Path, catalog: Catalog):
     for path in (INDEX_FILE, PRESENCE_FILE):
         table = pd.read_parquet(folder / path).set_index("clip_id").rename_axis(None)
         table.to_parquet(folder / path)
@@ -117,7 +117,7 @@ def test_clip_id_may_be_a_pandas_index_without_a_name(folder: Path, catalog: Cat
 
 @pytest.mark.parametrize("is_indexed", [False, True])
 @pytest.mark.parametrize("release", RELEASES)
-def test_every_release_is_understood(tmp_path: Path, release: str, is_indexed: bool):
+def test_every_release_can_be_opened(tmp_path: Path, release: str, is_indexed: bool):
     catalog = Catalog.open(write_metadata(tmp_path, CLIPS, release, is_indexed))
     is_old = release == "25.10"
     assert (tmp_path / OLD_PRESENCE_FILE).exists() == is_old
@@ -125,7 +125,7 @@ def test_every_release_is_understood(tmp_path: Path, release: str, is_indexed: b
     assert tuple(catalog.features) == (FEATURES_25_10 if is_old else FEATURES)
     assert catalog.clip_ids() == tuple(clip.clip_id for clip in CLIPS)
     assert catalog.present(clip_id_of(0), CAMERAS[0])
-    assert catalog.present(clip_id_of(0), "egomotion")  # the old table does not name it
+    assert catalog.present(clip_id_of(0), "egomotion")  # no column in the old table
     assert not catalog.present(clip_id_of(0), RADARS[0])
     paths = catalog.files([1], required_features(params("7-cam")))
     assert len(paths) == 7 + 4 and all("chunk_0001" in path for path in paths)
@@ -139,7 +139,7 @@ def test_every_release_is_understood(tmp_path: Path, release: str, is_indexed: b
         }
 
 
-def test_what_a_later_release_adds_does_no_harm(folder: Path, catalog: Catalog):
+def test_additional_columns_and_features_are_accepted(folder: Path, catalog: Catalog):
     features = (folder / "features.csv").read_text().splitlines()
     features = [f"{line},new" for line in features]
     features.append(
@@ -156,7 +156,7 @@ def test_what_a_later_release_adds_does_no_harm(folder: Path, catalog: Catalog):
     assert later.attributes(clip_id_of(4))["country"] == CLIPS[4].country
 
 
-def test_attributes_are_by_clip_and_gaps_are_not_known(folder: Path):
+def test_attributes_are_matched_by_clip_id_and_gaps_are_none(folder: Path):
     table = pd.read_parquet(folder / COLLECTION_FILE)
     table.loc[2, "country"] = None
     table["hour_of_day"] = table["hour_of_day"].astype(float)
@@ -177,7 +177,7 @@ def test_attributes_are_by_clip_and_gaps_are_not_known(folder: Path):
     assert values.counts(np.array([0, 1, 2, 3])) == {"United States": 2, "Germany": 1}
 
 
-def test_a_release_without_the_tables_of_attributes_is_whole(folder: Path):
+def test_release_without_attribute_tables_can_be_opened(folder: Path):
     (folder / COLLECTION_FILE).unlink()
     catalog = Catalog.open(folder)
     assert set(catalog.attributes(clip_id_of(0)).values()) == {None}
@@ -189,7 +189,7 @@ def test_a_release_without_the_tables_of_attributes_is_whole(folder: Path):
     chunks=st.lists(st.integers(0, 9999), min_size=12, max_size=12),
 )
 @settings(max_examples=25)
-def test_clips_of_a_chunk_need_not_lie_together(order: list[int], chunks: list[int]):
+def test_clips_of_a_chunk_need_not_be_adjacent_rows(order: list[int], chunks: list[int]):
     clips = [replace(CLIPS[n], chunk=chunks[n]) for n in order]
     with TemporaryDirectory() as name:
         catalog = Catalog.open(write_metadata(Path(name), clips))
@@ -198,18 +198,18 @@ def test_clips_of_a_chunk_need_not_lie_together(order: list[int], chunks: list[i
             assert catalog.chunk_of(clip.clip_id) == clip.chunk
             assert catalog.split_of(clip.clip_id) == clip.split
         for chunk in catalog.chunks:
-            here = tuple(clip.clip_id for clip in clips if clip.chunk == chunk)
-            assert catalog.clip_ids(chunk) == catalog.usable(chunk, ["egomotion"]) == here
+            clip_ids = tuple(clip.clip_id for clip in clips if clip.chunk == chunk)
+            assert catalog.clip_ids(chunk) == catalog.usable(chunk, ["egomotion"]) == clip_ids
         rows = catalog.clips.rows([clips[3].clip_id, "stranger", clips[0].clip_id])
         assert rows.tolist() == [3, -1, 0]
 
 
 @pytest.mark.parametrize("place", [0, 7, 20, 35])
-def test_an_unknown_clip_is_told_with_the_nearest(catalog: Catalog, place: int):
-    right = clip_id_of(6)
-    wrong = right[:place] + ("z" if right[place] != "-" else "_") + right[place + 1 :]
-    with pytest.raises(AvomniError, match=f"unknown clip {wrong}; the nearest is {right}"):
-        catalog.chunk_of(wrong)
+def test_unknown_clip_error_names_the_nearest_clip(catalog: Catalog, place: int):
+    known = clip_id_of(6)
+    unknown = known[:place] + ("z" if known[place] != "-" else "_") + known[place + 1 :]
+    with pytest.raises(AvomniError, match=f"unknown clip {unknown}; the nearest is {known}"):
+        catalog.chunk_of(unknown)
     with pytest.raises(AvomniError, match="unknown clip 25\n"):
         catalog.attributes("25")
 
@@ -222,7 +222,7 @@ def test_clip_ids_need_not_be_uuids_of_one_length(tmp_path: Path):
 
 
 @pytest.mark.parametrize("empty", ["no column", "no values"])
-def test_clips_without_a_split_get_one_by_their_id(folder: Path, empty: str):
+def test_clips_without_a_split_get_one_from_their_id(folder: Path, empty: str):
     table = pd.read_parquet(folder / INDEX_FILE)
     table["split"] = None
     (table.drop(columns="split") if empty == "no column" else table).to_parquet(folder / INDEX_FILE)
@@ -232,14 +232,14 @@ def test_clips_without_a_split_get_one_by_their_id(folder: Path, empty: str):
     ]
 
 
-def test_splits_by_id_have_the_promised_shares():
+def test_splits_by_id_are_80_10_10_percent():
     splits = [split_by_hash(clip_id_of(n)) for n in range(5000)]
     shares = [splits.count(name) / 5000 for name in ("train", "val", "test")]
     np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.02)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (lambda t: pd.concat([t, t.iloc[[3]]]), f"clip {clip_id_of(3)} is listed 2 times"),
         (lambda t: t.assign(split="dev"), "unknown split 'dev'"),
@@ -252,14 +252,14 @@ def test_splits_by_id_have_the_promised_shares():
         (lambda t: t.head(0), "lists no clip"),
     ],
 )
-def test_an_index_that_contradicts_itself_is_said(folder: Path, spoil, says: str):
+def test_invalid_index_is_refused(folder: Path, spoil, message: str):
     spoil(pd.read_parquet(folder / INDEX_FILE)).to_parquet(folder / INDEX_FILE)
-    with pytest.raises(AvomniError, match=says) as caught:
+    with pytest.raises(AvomniError, match=message) as caught:
         Catalog.open(folder)
     assert INDEX_FILE in caught.value.where
 
 
-def test_missing_or_damaged_metadata_is_said(folder: Path):
+def test_missing_or_damaged_metadata_is_refused(folder: Path):
     (folder / PRESENCE_FILE).write_bytes(b"half a file")
     with pytest.raises(AvomniError, match="not a readable parquet"):
         Catalog.open(folder)
@@ -278,7 +278,7 @@ def test_missing_or_damaged_metadata_is_said(folder: Path):
 
 
 @given(st.sets(st.integers(0, 60)))
-def test_ranges_name_every_number_once(numbers: set[int]):
+def test_ranges_list_every_number_once(numbers: set[int]):
     named: list[int] = []
     for part in filter(None, ranges(sorted(numbers)).split(", ")):
         first, _, last = part.partition("-")
@@ -286,7 +286,7 @@ def test_ranges_name_every_number_once(numbers: set[int]):
     assert named == sorted(numbers)
 
 
-def test_a_table_of_no_clip_tells_nothing(folder: Path):
+def test_empty_attribute_table_gives_none(folder: Path):
     write_metadata(folder, [replace(clip, event_cluster=None) for clip in CLIPS], "main")
     assert len(pd.read_parquet(folder / REASONING_FILE)) == 0
     assert Catalog.open(folder).attributes(clip_id_of(1))["event_cluster"] is None

@@ -1,4 +1,4 @@
-"""Facts of sound streams, and checks of calibration and files, each against a planted fault.
+"""Facts of intact streams, and checks of calibration and files, each with a planted fault.
 
 Broken streams, clocks and ego motion are in test_one_judge.py.
 """
@@ -45,15 +45,15 @@ def encoded(codec: str = "libx264", times: tuple[int, ...] | None = None, **opti
 def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
     path = tmp_path / "stream.mp4"
     path.write_bytes(content)
-    walked = checks.video(ByteRange(path, 0, len(content)))
-    return walked.facts, walked.findings
+    checked = checks.video(ByteRange(path, 0, len(content)))
+    return checked.facts, checked.findings
 
 
 H264, HEVC = f"{KEYS}:", f"{KEYS}:log-level=none:"
 
 
 @pytest.mark.parametrize(
-    ("codec", "options", "told"),
+    ("codec", "options", "expected"),
     [
         ("libx264", {"x264-params": H264 + "bframes=0"}, ("h264", False, False)),
         ("libx264", {"x264-params": H264 + "bframes=2"}, ("h264", False, True)),
@@ -63,11 +63,11 @@ H264, HEVC = f"{KEYS}:", f"{KEYS}:log-level=none:"
         ("libsvtav1", {"preset": "12"}, ("av1", None)),
     ],
 )
-def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, told):
+def test_intact_stream_is_described_without_findings(tmp_path, codec, options, expected):
     content = encoded(codec, **options)
-    facts, found = walk(tmp_path, content)
-    assert found == []
-    assert (facts["codec"], facts["is_open"], facts["is_reordered"])[: len(told)] == told
+    facts, findings = walk(tmp_path, content)
+    assert findings == []
+    assert (facts["codec"], facts["is_open"], facts["is_reordered"])[: len(expected)] == expected
     assert facts["fps"] == 30 and facts["is_constant"]
     assert (facts["width"], facts["height"]) == (128, 96)
     assert facts["gops"] == {"6": 3}, "the last one is cut by the end"
@@ -75,20 +75,20 @@ def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, tol
     assert facts["bit_rate"] == pytest.approx(size * 8 / (NUM_FRAMES / 30), rel=0.05)
 
 
-def test_a_variable_rate_is_said(tmp_path):
+def test_variable_frame_rate_is_reported(tmp_path):
     times = tuple(number + (number >= 10) * 3 for number in range(NUM_FRAMES))
-    facts, found = walk(tmp_path, encoded(times=times, bf="0"))
+    facts, findings = walk(tmp_path, encoded(times=times, bf="0"))
     assert facts["is_constant"] is False
-    (reported,) = found
-    assert reported.severity == ODD and "33.3 to 133.3 ms from frame to frame" in reported.reason
+    (report,) = findings
+    assert report.severity == ODD and "33.3 to 133.3 ms from frame to frame" in report.reason
 
 
-def test_a_camera_that_ends_apart_is_found():
-    last = {"a": 20_119_000, "b": 20_110_000, "c": 12_400_000}
-    found = checks.ends(last)
+def test_camera_with_a_different_end_is_reported():
+    last_us = {"a": 20_119_000, "b": 20_110_000, "c": 12_400_000}
+    findings = checks.ends(last_us)
     assert checks.ends({}) == {}
-    assert list(found) == ["c"]
-    assert found["c"].reason == "the last frame is at 12.40 s; usual here is 20.11 s"
+    assert list(findings) == ["c"]
+    assert findings["c"].reason == "the last frame is at 12.40 s; usual here is 20.11 s"
 
 
 # --- calibration -----------------------------------------------------------------------------
@@ -114,13 +114,13 @@ INTRINSICS, EXTRINSICS, VEHICLE = calibration.TABLES
         (VEHICLE, CAR | {"wheelbase": 3.165}, None),
     ],
 )
-def test_a_sound_calibration_raises_nothing(feature, values, size):
-    found = list(calibration.row(feature, CAMERA, values, size))
-    assert [f for f in found if f.what != "fw and bw are not inverse"] == []
+def test_valid_calibration_has_no_findings(feature, values, size):
+    findings = list(calibration.row(feature, CAMERA, values, size))
+    assert [f for f in findings if f.what != "fw and bw are not inverse"] == []
 
 
 @pytest.mark.parametrize(
-    ("feature", "change", "size", "severity", "says"),
+    ("feature", "change", "size", "severity", "message"),
     [
         (INTRINSICS, {"cx": np.nan}, None, DAMAGED, f"cx of {CAMERA} is nan"),
         (INTRINSICS, {"fw_poly_4": None}, None, DAMAGED, f"fw_poly_4 of {CAMERA} is None"),
@@ -136,16 +136,16 @@ def test_a_sound_calibration_raises_nothing(feature, values, size):
         (VEHICLE, {"wheelbase": 5.0}, None, ODD, "wheelbase 5 m, length 4.87 m"),
     ],
 )
-def test_wrong_calibration_is_found(feature, change, size, severity, says):
+def test_wrong_calibration_is_reported(feature, change, size, severity, message):
     values = {INTRINSICS: LENS, EXTRINSICS: MOUNT, VEHICLE: CAR}[feature] | change
-    found = list(calibration.row(feature, CAMERA, values, size))
-    assert [finding.severity for finding in found] == [severity]
-    assert says in found[0].reason
+    findings = list(calibration.row(feature, CAMERA, values, size))
+    assert [finding.severity for finding in findings] == [severity]
+    assert message in findings[0].reason
 
 
-def test_a_lens_of_another_view_than_its_name_is_odd():
-    (reported,) = calibration.row(INTRINSICS, cameras.FRONT_TELE.name, LENS)
-    assert (reported.severity, reported.reason) == (ODD, "camera_front_tele_30fov sees 120° across")
+def test_field_of_view_unlike_the_cameras_name_is_odd():
+    (report,) = calibration.row(INTRINSICS, cameras.FRONT_TELE.name, LENS)
+    assert (report.severity, report.reason) == (ODD, "camera_front_tele_30fov sees 120° across")
 
 
 # --- one file --------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def published(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(published, tmp_path) -> Path:
-    """A copy that may be spoilt."""
+    """A copy that a test may damage."""
     return shutil.copytree(published, tmp_path / "copy")
 
 
@@ -174,30 +174,30 @@ def job(folder: Path, **changes) -> FileJob:
     return FileJob(str(folder), path, **(fields | changes))
 
 
-def test_a_glance_reads_the_directory_alone_and_a_full_look_each_byte(folder):
+def test_quick_check_reads_the_directory_and_full_check_every_byte(folder):
     path = folder / chunk_path(CAMERA, 0)
-    held = read_zip(path)
+    members = read_zip(path)
     name = f"{clip_id_of(1)}.{CAMERA}.mp4"
-    held[name] += bytes(30_000_000)  # behind the mp4's end
-    write_zip(path, held)
+    members[name] += bytes(30_000_000)  # behind the mp4's end
+    write_zip(path, members)
     look(job(folder, is_full=False))
-    os.utime(path)  # what was kept of the directory is read again
+    os.utime(path)  # the cached directory is read again
     before = bytes_read()
     assert look(job(folder, is_full=False))["findings"] == []
     assert bytes_read() - before < 20_000
     size = path.stat().st_size
     before = bytes_read()
-    reported = look(job(folder))
-    assert reported["findings"] == [] and reported["facts"].keys() == {clip_id_of(0), clip_id_of(1)}
-    # Once for hash and checksum; the packets (not what follows them) once more, from memory.
+    report = look(job(folder))
+    assert report["findings"] == [] and report["facts"].keys() == {clip_id_of(0), clip_id_of(1)}
+    # Once for hash and checksum; the packets are read again from memory.
     assert size <= bytes_read() - before < size + 1_000_000
 
 
-def test_the_file_is_hashed_whole_while_its_members_go_by(folder):
+def test_full_check_verifies_the_files_hash(folder):
     path = folder / chunk_path(CAMERA, 0)
     right = hashlib.sha256(path.read_bytes()).hexdigest()
-    reported = look(job(folder, sha256=right))
-    assert reported["sha256"] == right and reported["findings"] == []
+    report = look(job(folder, sha256=right))
+    assert report["sha256"] == right and report["findings"] == []
     (wrong,) = look(job(folder, sha256="0" * 64))["findings"]
     assert (wrong["reason"], wrong["reach"]) == ("its sha256 is wrong", "file")
     blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
@@ -212,16 +212,16 @@ def rewrite(path: Path, place: int, content: bytes) -> None:
         file.write(content)
 
 
-def test_wrong_bytes_between_members_spoil_the_file_and_its_one_member(folder):
+def test_overwritten_local_header_is_reported_for_its_member(folder):
     path = folder / chunk_path(CAMERA, 0)
     first = min(directory(path).entries.items(), key=lambda item: item[1].header_offset)
     rewrite(path, first[1].header_offset, b"XX")
-    reported = look(job(folder))["findings"]
-    assert [(f["what"], f["clip_id"]) for f in reported] == [("no local header", clip_id_of(0))]
-    assert reported[0]["reason"] == f"no local header of {first[0]}"
+    report = look(job(folder))["findings"]
+    assert [(f["what"], f["clip_id"]) for f in report] == [("no local header", clip_id_of(0))]
+    assert report[0]["reason"] == f"no local header of {first[0]}"
 
 
-def test_a_directory_that_lies_about_places_is_found(folder):
+def test_wrong_offsets_in_the_zip_directory_are_reported(folder):
     path = folder / chunk_path(CAMERA, 0)
     content = path.read_bytes()
     entries = directory(path).entries
@@ -229,18 +229,18 @@ def test_a_directory_that_lies_about_places_is_found(folder):
     # Central directory: the offset of the second member becomes that of the first, plus ten.
     place = content.rindex(names[1].encode()) - 46 + 42
     rewrite(path, place, struct.pack("<I", entries[names[0]].header_offset + 10))
-    reported = look(job(folder, is_full=False))["findings"]
-    assert "members overlap" in {finding["what"] for finding in reported}
-    reported = look(job(folder))["findings"]
-    assert {"members overlap", "no local header"} <= {finding["what"] for finding in reported}
+    report = look(job(folder, is_full=False))["findings"]
+    assert "members overlap" in {finding["what"] for finding in report}
+    report = look(job(folder))["findings"]
+    assert {"members overlap", "no local header"} <= {finding["what"] for finding in report}
 
 
-def test_findings_of_a_kind_are_counted_together():
-    found = [Finding(ODD, "gap", f"gap {n}", clip_id=f"c{n % 2}", chunk=n) for n in range(3)]
-    found += [Finding(DAMAGED, "cut", "cut", clip_id="c9", feature="f", path="p")]
-    rows = summary(found)
+def test_findings_of_one_kind_are_counted_together():
+    findings = [Finding(ODD, "gap", f"gap {n}", clip_id=f"c{n % 2}", chunk=n) for n in range(3)]
+    findings += [Finding(DAMAGED, "cut", "cut", clip_id="c9", feature="f", path="p")]
+    rows = summary(findings)
     assert [(r["severity"], r["what"], r["count"], r["clips"]) for r in rows] == [
         (DAMAGED, "cut", 1, 1),
         (ODD, "gap", 3, 2),
     ]
-    assert rows[1]["reason"] == "gap 0" and reasons(found).startswith("cut; gap 0")
+    assert rows[1]["reason"] == "gap 0" and reasons(findings).startswith("cut; gap 0")

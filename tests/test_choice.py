@@ -31,7 +31,7 @@ MB = 1_000_000
 
 
 def listed(folder: Path, chunks: Mapping[int, str]) -> Catalog:
-    """Chunks by number: a letter a clip, which is the clip's country."""
+    """A catalog of chunks given as number -> one letter for each clip, its country."""
     clips = [
         ListedClip(clip_id_of(100 * chunk + place), chunk, country=letter)
         for chunk, letters in chunks.items()
@@ -61,7 +61,7 @@ def params(setup: str = "4-cam", clips: dict | None = None, **download: object) 
 def sizes_of(
     catalog: Catalog, p: Params, mb_a_chunk: dict[int, int] | int
 ) -> dict[str, RemoteFile]:
-    """What a source might list: the whole chunk's weight lies in its ego motion."""
+    """File sizes as a source lists them: all bytes of a chunk are in its egomotion zip."""
     sizes = {}
     for chunk in catalog.chunks:
         for path in catalog.files([chunk], required_features(p)):
@@ -106,7 +106,7 @@ def picked(catalog: Catalog, choice: ChunkChoice) -> list[str]:
         ),
     ],
 )
-def test_the_first_chunks_are_taken_or_the_named_ones(
+def test_first_or_named_chunks_are_chosen(
     catalog: Catalog, download: dict, chunks: tuple[int, ...], reason: str
 ):
     p = params(**download)
@@ -119,7 +119,7 @@ def test_the_first_chunks_are_taken_or_the_named_ones(
 
 
 @pytest.mark.parametrize(
-    ("download", "says", "where"),
+    ("download", "message", "where"),
     [
         (
             {"target_size_gb": 0.005},
@@ -134,29 +134,29 @@ def test_the_first_chunks_are_taken_or_the_named_ones(
         ({"chunks": [0, 9]}, "unknown chunk 9; there are 0-3", "download.chunks"),
     ],
 )
-def test_what_cannot_be_taken_is_said_with_numbers(
-    catalog: Catalog, download: dict, says: str, where: str
+def test_impossible_choice_is_refused_with_sizes(
+    catalog: Catalog, download: dict, message: str, where: str
 ):
     p = params(**download)
-    with pytest.raises(AvomniError, match=says) as caught:
+    with pytest.raises(AvomniError, match=message) as caught:
         choose_chunks(catalog, sizes_of(catalog, p, 10), p)
     assert caught.value.where == where
 
 
-def test_a_chunk_whose_file_the_source_lost_is_passed_over_unless_named(tmp_path: Path):
+def test_chunk_with_a_missing_file_is_skipped_unless_named(tmp_path: Path):
     catalog = listed(tmp_path, dict.fromkeys(range(20), "ab"))
     p = params(target_chunks=2, clips={"countries": ["a"]})
     assert len(rank(catalog, p).chunks) == 2 + NUM_SPARE
-    sizes, lost = sizes_of(catalog, p, 10), catalog.path("camera_rear_left_70fov", 0)
-    del sizes[lost]
+    sizes, missing = sizes_of(catalog, p, 10), catalog.path("camera_rear_left_70fov", 0)
+    del sizes[missing]
     choice = choose_chunks(catalog, sizes, p)
     assert choice.chunks == (1, 2) and 0 in choice.passed
-    assert f"chunk 0 is passed over: the source lacks {lost}" in choice.reason
+    assert f"chunk 0 is passed over: the source lacks {missing}" in choice.reason
     with pytest.raises(AvomniError, match="chunk 0 cannot be used: the source lacks"):
         choose_chunks(catalog, sizes, params(chunks=[0]))
 
 
-def test_metadata_count_towards_the_budget(catalog: Catalog):
+def test_metadata_counts_towards_the_budget(catalog: Catalog):
     p = params(target_chunks=4, target_size_gb=0.035)
     sizes = sizes_of(catalog, p, 10) | {INDEX_FILE: RemoteFile(INDEX_FILE, 6 * MB)}
     choice = choose_chunks(catalog, sizes, p)
@@ -164,7 +164,7 @@ def test_metadata_count_towards_the_budget(catalog: Catalog):
 
 
 @given(mb=st.integers(1, 10**6))
-def test_the_budget_that_the_error_proposes_is_enough(catalog: Catalog, mb: int):
+def test_budget_proposed_by_the_error_is_sufficient(catalog: Catalog, mb: int):
     p = params(target_chunks=1, target_size_gb=1e-6)
     sizes = sizes_of(catalog, p, mb)
     with pytest.raises(AvomniError) as caught:
@@ -173,21 +173,21 @@ def test_the_budget_that_the_error_proposes_is_enough(catalog: Catalog, mb: int)
     assert choose_chunks(catalog, sizes, params(target_chunks=1, target_size_gb=proposed))
 
 
-def test_no_more_is_asked_than_is_taken(catalog: Catalog):
-    """A listing is read chunk by chunk: a hub is asked for no more."""
+def test_sizes_are_requested_only_for_candidate_chunks(catalog: Catalog):
+    """The listing is read chunk by chunk, so that a hub is asked for no more than needed."""
     p = params(target_chunks=4, target_size_gb=0.015)
-    asked = []
+    requested = []
 
     class Listing(dict):
         def __getitem__(self, path: str) -> RemoteFile:
-            asked.append(path)
+            requested.append(path)
             return super().__getitem__(path)
 
     assert choose_chunks(catalog, Listing(sizes_of(catalog, p, 10)), p).chunks == (0,)
-    assert set(asked) == set(catalog.files([0, 1], required_features(p)))
+    assert set(requested) == set(catalog.files([0, 1], required_features(p)))
 
 
-def test_where_raw_files_are_evicted_each_chunk_alone_must_fit(catalog: Catalog):
+def test_with_eviction_each_chunk_must_fit_the_budget_alone(catalog: Catalog):
     p = params(target_chunks=3, target_size_gb=0.015, evict_raw=True)
     sizes = sizes_of(catalog, p, {0: 10, 1: 20, 2: 10, 3: 15})
     choice = choose_chunks(catalog, sizes, p)
@@ -195,7 +195,7 @@ def test_where_raw_files_are_evicted_each_chunk_alone_must_fit(catalog: Catalog)
     assert "chunk 1 is passed over: it alone takes 0.02 GB" in choice.reason
     with pytest.raises(AvomniError, match=r"alone, chunk 1, .* take 0\.02 GB; the budget is"):
         choose_chunks(catalog, sizes, params(chunks=[0, 1], target_size_gb=0.015, evict_raw=True))
-    # The metadata stay while the chunks come and go.
+    # The metadata is not evicted.
     with_metadata = sizes | {INDEX_FILE: RemoteFile(INDEX_FILE, MB)}
     assert choose_chunks(catalog, with_metadata, p).chunks == (0, 2)
 
@@ -207,7 +207,7 @@ def test_chunks_with_the_most_wanted_clips_come_first(tmp_path: Path):
     catalog = listed(tmp_path, {0: "aaaaaaaa", 1: "abab", 2: "abbbaaaaaaaa", 3: "bbaa", 4: "bbba"})
     p = params(target_chunks=2, target_size_gb=9.0, clips={"countries": ["b"]})
     choice = choose(catalog, p)
-    # Of equals the first comes first.
+    # Equal chunks keep their order.
     assert choice.chunks == (2, 4)
     assert picked(catalog, choice) == ["b"] * 6
     assert choice.reason == (
@@ -217,7 +217,7 @@ def test_chunks_with_the_most_wanted_clips_come_first(tmp_path: Path):
     assert rank(catalog, p).chunks == (2, 4, 1, 3)
 
 
-def test_chunks_without_a_wanted_clip_are_no_candidates(tmp_path: Path):
+def test_chunks_without_a_wanted_clip_are_not_candidates(tmp_path: Path):
     catalog = listed(tmp_path, {0: "aa", 1: "ab", 2: "aa"})
     p = params(target_chunks=3, clips={"countries": ["b"]})
     choice = choose(catalog, p)
@@ -226,7 +226,7 @@ def test_chunks_without_a_wanted_clip_are_no_candidates(tmp_path: Path):
         choose(catalog, params(chunks=[1, 2], clips={"countries": ["b"]}))
 
 
-def test_balanced_picks_take_chunks_that_bring_the_groups(tmp_path: Path):
+def test_balanced_choice_prefers_chunks_with_rare_groups(tmp_path: Path):
     catalog = listed(tmp_path, {0: "aaaa", 1: "aaaa", 2: "aabb", 3: "aaac", 4: "bbbb"})
     p = params(target_chunks=2, target_size_gb=9.0, clips={"balance_by": "country", "max_clips": 6})
     choice = choose(catalog, p)
@@ -235,13 +235,13 @@ def test_balanced_picks_take_chunks_that_bring_the_groups(tmp_path: Path):
     assert "balanced by country: 3 a, 2 b, 1 c" in choice.reason
 
 
-def test_balance_without_a_number_takes_of_each_what_the_smallest_has(tmp_path: Path):
+def test_balance_without_max_clips_uses_the_smallest_groups_size(tmp_path: Path):
     catalog = listed(tmp_path, {0: "aaaabb", 1: "aaabbb"})
     choice = choose(catalog, params(target_size_gb=9.0, clips={"balance_by": "country"}))
     assert Counter(picked(catalog, choice)) == {"a": 5, "b": 5}
 
 
-def test_named_clips_bring_their_chunks_whatever_lies_before(catalog: Catalog):
+def test_named_clips_select_their_chunks(catalog: Catalog):
     ids = [clip_id_of(n) for n in (11, 3, 5)]
     p = params(target_chunks=2, target_size_gb=9.0, clips={"clip_ids": ids})
     choice = choose(catalog, p)
@@ -250,7 +250,7 @@ def test_named_clips_bring_their_chunks_whatever_lies_before(catalog: Catalog):
     assert "they hold the clips named by download.clips.clip_ids" in choice.reason
 
 
-def test_named_clips_are_never_left_out_without_a_word(catalog: Catalog):
+def test_named_clips_beyond_the_limits_are_an_error(catalog: Catalog):
     ids = [clip_id_of(n) for n in (0, 4, 11)]
     with pytest.raises(AvomniError, match="lie in 3 chunks; 2 hold 2 of them") as caught:
         choose(catalog, params(target_chunks=2, clips={"clip_ids": ids}))
@@ -265,15 +265,15 @@ def test_named_clips_are_never_left_out_without_a_word(catalog: Catalog):
     assert len(choose(catalog, few).rows) == 2
 
 
-def test_named_clips_whose_chunk_lost_a_file_are_told(catalog: Catalog):
+def test_named_clips_in_an_incomplete_chunk_are_an_error(catalog: Catalog):
     p = params(clips={"clip_ids": [clip_id_of(4), clip_id_of(7)]})
     sizes = sizes_of(catalog, p, 10)
-    lost = catalog.path("egomotion", 2)
-    del sizes[lost]
+    missing = catalog.path("egomotion", 2)
+    del sizes[missing]
     with pytest.raises(AvomniError) as caught:
         choose_chunks(catalog, sizes, p)
     assert caught.value.what == (
-        f"chunk 2 cannot be used: the source lacks {lost}; of the wanted clips it holds "
+        f"chunk 2 cannot be used: the source lacks {missing}; of the wanted clips it holds "
         f"{clip_id_of(7)}"
     )
     assert caught.value.where == "download.clips.clip_ids"
@@ -289,8 +289,8 @@ def counted(draw) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(counted())
-def test_each_chunk_brings_the_most_of_what_is_left(case):
-    """Against the same one by one, in plain Python."""
+def test_chunk_ranking_matches_the_greedy_reference(case):
+    """Compares with a greedy choice, one chunk at a time, in plain Python."""
     counts, quotas = case
     left, free, order = quotas.tolist(), [n for n in range(len(counts)) if counts[n].any()], []
     while free:
@@ -314,17 +314,17 @@ LETTERS = st.text("abcd", min_size=1, max_size=8)
     target_chunks=st.integers(1, 9),
     budget=st.floats(0.3, 10.0),
 )
-def test_whatever_is_asked_for_the_limits_hold(
+def test_every_choice_respects_the_limits(
     chunks, countries, balance_by, max_clips, target_chunks, budget
 ):
     if countries:
-        chunks = [*chunks, "".join(countries)]  # each exists
-    asked = {
+        chunks = [*chunks, "".join(countries)]  # each country has a clip
+    filters = {
         "countries": sorted(countries) if countries else None,
         "balance_by": balance_by,
         "max_clips": max_clips,
     }
-    p = params(target_chunks=target_chunks, target_size_gb=budget, clips=asked)
+    p = params(target_chunks=target_chunks, target_size_gb=budget, clips=filters)
     with TemporaryDirectory() as folder:
         catalog = listed(Path(folder), dict(enumerate(chunks)))
         sizes = estimated(catalog, catalog.chunks, p)
@@ -335,20 +335,20 @@ def test_whatever_is_asked_for_the_limits_hold(
             return
         again = choose_chunks(Catalog.open(Path(folder)), sizes, p)
         assert again == choice and again.rows.tolist() == choice.rows.tolist()
-        got = picked(catalog, choice)
+        picked_countries = picked(catalog, choice)
         paths = catalog.files(choice.chunks, required_features(p))
         paths += [path for path in sizes if "chunk_" not in path]
     assert choice.num_bytes == sum(sizes[path].size for path in paths)
     assert 1 <= len(choice.chunks) <= target_chunks
     assert choice.num_bytes <= budget * 1e9
     assert {catalog.chunks[place] for place in catalog.chunk_idx[choice.rows]} == set(choice.chunks)
-    assert len(set(choice.rows.tolist())) == len(got) <= (max_clips or np.inf)
-    there = Counter(letter for chunk in choice.chunks for letter in chunks[chunk])
-    wanted = {letter: n for letter, n in there.items() if not countries or letter in countries}
-    assert set(got) <= set(wanted)
-    counts = Counter(got)
+    assert len(set(choice.rows.tolist())) == len(picked_countries) <= (max_clips or np.inf)
+    available = Counter(letter for chunk in choice.chunks for letter in chunks[chunk])
+    wanted = {letter: n for letter, n in available.items() if not countries or letter in countries}
+    assert set(picked_countries) <= set(wanted)
+    counts = Counter(picked_countries)
     if balance_by is None:
-        assert len(got) == min(sum(wanted.values()), max_clips or np.inf)
+        assert len(picked_countries) == min(sum(wanted.values()), max_clips or np.inf)
     else:
         enough = [counts[letter] for letter, n in wanted.items() if n > counts[letter]]
         if enough:
@@ -362,7 +362,7 @@ SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(np.array)
 
 
 @given(SIZES, st.integers(0, 50))
-def test_shares_are_equal_where_there_are_enough_and_all_else(sizes: np.ndarray, total: int):
+def test_shares_are_equal_or_the_whole_group(sizes: np.ndarray, total: int):
     least = sizes[sizes > 0].min(initial=99)
     np.testing.assert_array_equal(shares(sizes, None), np.minimum(sizes, least))
     taken = shares(sizes, total)
@@ -371,17 +371,17 @@ def test_shares_are_equal_where_there_are_enough_and_all_else(sizes: np.ndarray,
     large = taken[taken < sizes]
     if len(large):
         assert large.max() - large.min() <= 1
-        assert taken.max() <= large.min() + 1  # nobody got more than one who could have had more
+        assert taken.max() <= large.min() + 1  # no group exceeds one that has clips to spare
 
 
 @given(st.permutations(range(12)), st.integers(0, 3))
-def test_a_clips_luck_lies_in_its_name_and_the_seed(order: list[int], seed: int):
+def test_clip_draw_depends_only_on_clip_id_and_seed(order: list[int], seed: int):
     ids = [clip_id_of(n) for n in range(12)]
     group, wanted = np.zeros(12, int), np.array([4])
     first = {ids[n] for n in np.flatnonzero(pick(ids, group, wanted, seed))}
-    turned = [ids[n] for n in order]
-    assert {turned[n] for n in np.flatnonzero(pick(turned, group, wanted, seed))} == first
-    # A set that grows keeps its picks, but for those that newcomers beat.
+    reordered = [ids[n] for n in order]
+    assert {reordered[n] for n in np.flatnonzero(pick(reordered, group, wanted, seed))} == first
+    # With more clips, only new clips replace earlier picks.
     more = [*ids, *(clip_id_of(n) for n in range(12, 16))]
     again = {more[n] for n in np.flatnonzero(pick(more, np.zeros(16, int), wanted, seed))}
     assert first - again <= set(ids) and len(first - again) == len(again - set(ids))

@@ -1,4 +1,4 @@
-"""What 02 has chosen is what 03 reads: a catalog that has changed since is named, by its tables."""
+"""03 reads what 02 has chosen, and names the tables of a catalog that has changed since."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def other_template(folder: Path) -> None:
 
 
 def newer_presence(folder: Path) -> None:
-    """A table that was not there takes the old one's place."""
+    """Add a table that takes precedence over the existing one."""
     shutil.copy(folder / PRESENCE_FILE, folder / OLD_PRESENCE_FILE)
 
 
@@ -79,13 +79,13 @@ def absent(folder: Path) -> None:
 
 
 CHANGES = {
-    "a clip is gone": (index(without_first), INDEX_FILE),
-    "a clip stands twice": (index(first_twice), INDEX_FILE),
+    "a clip is removed": (index(without_first), INDEX_FILE),
+    "a clip is listed twice": (index(first_twice), INDEX_FILE),
     "a clip is in another chunk": (index(with_value("chunk", 1)), INDEX_FILE),
     "a clip is in a chunk that was not taken": (index(with_value("chunk", 7)), INDEX_FILE),
     "a clip is of another split": (index(with_value("split", "test")), INDEX_FILE),
     "a clip is not valid": (index(with_value("clip_is_valid", False)), INDEX_FILE),
-    "the index is gone": (lambda folder: (folder / INDEX_FILE).unlink(), INDEX_FILE),
+    "the index is removed": (lambda folder: (folder / INDEX_FILE).unlink(), INDEX_FILE),
     "a clip lacks a camera": (absent, PRESENCE_FILE),
     "another table of presence": (newer_presence, OLD_PRESENCE_FILE),
     "files have other names": (other_template, FEATURES_FILE),
@@ -93,12 +93,12 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_catalog_that_has_changed_since_02_is_told(folder, tmp_path, kind):
+def test_catalog_changed_since_02_is_an_error(folder, tmp_path, kind):
     change, name = CHANGES[kind]
     p = chosen(tmp_path, folder)
     change(folder)
     for read in (build.build, build.plan, lambda p: slurm.build_share(p, 1, 2)):
-        if read is build.plan and kind == "the index is gone":
+        if read is build.plan and kind == "the index is removed":
             continue
         if read is build.plan:
             p = folder_run_that_evicts(p)
@@ -116,7 +116,7 @@ def folder_run_that_evicts(p: Params) -> Params:
     return Params.from_values(values)
 
 
-def test_02_is_stale_and_run_again_it_goes_on(folder, tmp_path):
+def test_changed_index_makes_02_stale_and_a_rerun_succeeds(folder, tmp_path):
     p = chosen(tmp_path, folder)
     for name in ("01_audit", "02_download"):
         runs.start(p, name).finish({}, digest="the same")
@@ -140,18 +140,18 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("kind", CHOICES)
-def test_a_choice_that_the_catalog_does_not_bear_out_is_told(folder, tmp_path, kind):
-    change, words = CHOICES[kind]
+def test_choice_that_contradicts_the_catalog_is_an_error(folder, tmp_path, kind):
+    change, message = CHOICES[kind]
     p = chosen(tmp_path, folder)
     values = json.loads(path_of(p).read_text())
     change(values["clip_ids"])
     path_of(p).write_text(json.dumps(values))
     (p.run_dir / "split.json").unlink()
-    with pytest.raises(AvomniError, match=words):
+    with pytest.raises(AvomniError, match=message):
         build.build(p)
 
 
-def test_a_chunk_that_is_named_twice_is_one(folder, tmp_path):
+def test_chunk_listed_twice_counts_once(folder, tmp_path):
     p = chosen(tmp_path, folder)
     before = build.build(p)
     values = json.loads(path_of(p).read_text())
@@ -160,8 +160,8 @@ def test_a_chunk_that_is_named_twice_is_one(folder, tmp_path):
     assert build.build(p).clips == before.clips
 
 
-def test_with_fewer_chunks_chosen_every_clip_of_these_has_one_row(folder, tmp_path):
-    """As `--limit` does; and one that its zip lacks is a row too."""
+def test_each_clip_of_the_chosen_chunks_has_one_row(folder, tmp_path):
+    """As with `--limit`; a clip that its zip lacks has a row too."""
     values = folder_run.values(tmp_path, folder)
     values["download"]["target_chunks"] = 1
     p = Params.from_values(values)

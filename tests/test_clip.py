@@ -1,4 +1,4 @@
-"""One clip out of its zips: read in place, exact, and every fault names file and clip."""
+"""Clips are read in place from their zips, and every error names file and clip."""
 
 import io
 import os
@@ -47,7 +47,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(published: Path, tmp_path: Path) -> Path:
-    """A copy that may be spoilt."""
+    """A copy that a test may damage."""
     return shutil.copytree(published, tmp_path / "copy")
 
 
@@ -55,19 +55,19 @@ def clip_in(folder: Path) -> Clip:
     return Clip(folder, Catalog.open(folder), clip_id_of(NUMBER))
 
 
-def test_the_video_is_the_clips_own_and_opens_in_place(published: Path):
+def test_video_is_read_in_place_from_the_zip(published: Path):
     clip = clip_in(published)
     part = clip.video(CAMERA)
     with part.open() as file, av.open(file) as container:
-        names = [read_frame(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+        frames = [read_frame(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
     count = len(camera_times(NUMBER, CAMERA_IDX, 0.4))
-    assert names == [(NUMBER, CAMERA_IDX, i) for i in range(count)]
-    held = read_zip(published / chunk_path(CAMERA, 0))
-    assert part.read() == held[f"{clip.clip_id}.{CAMERA}.mp4"]
+    assert frames == [(NUMBER, CAMERA_IDX, i) for i in range(count)]
+    members = read_zip(published / chunk_path(CAMERA, 0))
+    assert part.read() == members[f"{clip.clip_id}.{CAMERA}.mp4"]
     assert part.path == published / chunk_path(CAMERA, 0), "nothing is unpacked"
 
 
-def test_timestamps_and_egomotion_are_what_was_published(published: Path):
+def test_timestamps_and_egomotion_match_the_published_values(published: Path):
     clip = clip_in(published)
     times = clip.timestamps(CAMERA)
     assert times.dtype == np.int64
@@ -80,7 +80,7 @@ def test_timestamps_and_egomotion_are_what_was_published(published: Path):
         np.testing.assert_array_equal(values, truth[name])
 
 
-def test_calibration_is_the_clips_and_the_sensors_own(published: Path):
+def test_calibration_is_selected_by_clip_and_camera(published: Path):
     clip = clip_in(published)
     lens = clip.intrinsics(CAMERA)
     assert lens.keys() >= {"width", "height", "cx", "cy", "fw_poly_4", "bw_poly_0"}
@@ -89,8 +89,8 @@ def test_calibration_is_the_clips_and_the_sensors_own(published: Path):
     assert clip.vehicle()["wheelbase"] == 2.85
 
 
-def test_pandas_index_columns_are_read_the_same(folder: Path, published: Path):
-    """The data set's tables come from pandas: keys may be stored as an index, named or not."""
+def test_key_columns_may_be_a_pandas_index(folder: Path, published: Path):
+    """The data set's tables come from pandas: the index may be named or unnamed."""
     for names in (["clip_id", "camera_name"], [None, None]):
         path = folder / chunk_path("camera_intrinsics", 0)
         frame = pd.read_parquet(published / chunk_path("camera_intrinsics", 0))
@@ -102,30 +102,30 @@ def test_pandas_index_columns_are_read_the_same(folder: Path, published: Path):
     pd.read_parquet(path).set_index("clip_id").rename_axis(None).to_parquet(path)
     assert clip_in(folder).vehicle() == clip_in(published).vehicle()
     path, name = folder / chunk_path(CAMERA, 0), f"{clip_id_of(NUMBER)}.{CAMERA}.timestamps.parquet"
-    held = read_zip(path)
-    table = pd.read_parquet(io.BytesIO(held[name])).set_index("frame_index")
-    write_zip(path, held | {name: table.to_parquet()})
+    members = read_zip(path)
+    table = pd.read_parquet(io.BytesIO(members[name])).set_index("frame_index")
+    write_zip(path, members | {name: table.to_parquet()})
     expected = clip_in(published).timestamps(CAMERA)
     np.testing.assert_array_equal(clip_in(folder).timestamps(CAMERA), expected)
 
 
-def test_extra_fields_of_the_local_header_are_stepped_over(folder: Path):
+def test_extra_fields_of_the_local_header_are_skipped(folder: Path):
     path = folder / chunk_path(CAMERA, 0)
     expected = clip_in(folder).video(CAMERA).read()
-    held = read_zip(path)
+    members = read_zip(path)
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in held.items():
+        for name, content in members.items():
             info = zipfile.ZipInfo(name)
             info.extra = struct.pack("<HH6s", 0xCAFE, 6, b"extras")
             archive.writestr(info, content)
     assert clip_in(folder).video(CAMERA).read() == expected
 
 
-def test_a_member_written_as_a_stream_has_its_sizes_in_the_directory_alone(folder: Path):
+def test_member_with_a_data_descriptor_is_read(folder: Path):
     """A data descriptor behind the content: the local header holds zeros (APPNOTE 4.3.9)."""
     path = folder / chunk_path(CAMERA, 0)
     expected = clip_in(folder).video(CAMERA).read()
-    held = read_zip(path)
+    members = read_zip(path)
 
     class Stream(io.FileIO):
         def seekable(self) -> bool:
@@ -135,7 +135,7 @@ def test_a_member_written_as_a_stream_has_its_sizes_in_the_directory_alone(folde
             raise OSError("a pipe has no places")
 
     with Stream(path, "w") as file, zipfile.ZipFile(file, "w") as archive:
-        for name, content in held.items():
+        for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name), content)
     entry = directory(path).entries[f"{clip_id_of(NUMBER)}.{CAMERA}.mp4"]
     with open(path, "rb") as file:
@@ -145,7 +145,7 @@ def test_a_member_written_as_a_stream_has_its_sizes_in_the_directory_alone(folde
     assert clip_in(folder).video(CAMERA).read() == expected
 
 
-def test_a_member_beyond_4_gib_is_found_by_its_zip64_offset(tmp_path: Path):
+def test_member_beyond_4_gib_is_found_by_its_zip64_offset(tmp_path: Path):
     path, hole = tmp_path / "large.zip", 5 << 30
     with open(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo("first"), b"near")
@@ -162,19 +162,19 @@ def test_a_member_beyond_4_gib_is_found_by_its_zip64_offset(tmp_path: Path):
         assert part.read() == b"away"
 
 
-def test_more_members_than_a_plain_directory_counts(tmp_path: Path):
+def test_zip_with_more_than_65535_members_is_read(tmp_path: Path):
     path, count = tmp_path / "many.zip", 0xFFFF + 10
     write_linked_zip(path, [str(number) for number in range(count)], {"txt": b"one for all"})
     assert len(directory(path).entries) == count
     assert member(path, f"{count - 1}.txt").read() == b"one for all"
 
 
-def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):
+def test_only_the_clips_bytes_are_read_from_a_large_zip(folder: Path):
     path = folder / chunk_path(CAMERA, 0)
-    held = read_zip(path)
+    members = read_zip(path)
     for number in range(40):  # neighbours of half a megabyte each
-        held[f"neighbour-{number}.mp4"] = bytes(1 << 19)
-    write_zip(path, dict(sorted(held.items())))
+        members[f"neighbour-{number}.mp4"] = bytes(1 << 19)
+    write_zip(path, dict(sorted(members.items())))
     clip = clip_in(folder)
     part = clip.video(CAMERA)
     times = clip.timestamps(CAMERA)
@@ -185,7 +185,7 @@ def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):
     before = bytes_read()
     with clip.video(CAMERA).open() as file, av.open(file) as container:
         assert sum(1 for _ in container.decode(video=0)) == len(times)
-    # FFmpeg may read the tables twice; nothing of a neighbour.
+    # FFmpeg may read the tables twice, but nothing of a neighbour.
     assert bytes_read() - before < 2 * part.length + 2 * overhead
     before = bytes_read()
     clip.timestamps(CAMERA)
@@ -193,7 +193,7 @@ def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (lambda path: os.truncate(path, path.stat().st_size * 2 // 3), "damaged: not a whole zip"),
         (lambda path: write_zip(path, {"other": b"x"}), "damaged: no member"),
@@ -202,35 +202,35 @@ def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):
         (lambda path: path.unlink(), "file not found"),
     ],
 )
-def test_a_faulty_zip_is_one_error_with_file_and_clip(folder: Path, spoil, says: str):
+def test_damaged_zip_error_names_file_and_clip(folder: Path, spoil, message: str):
     path = folder / chunk_path(CAMERA, 0)
     clip = clip_in(folder)
     clip.video(CAMERA)
     spoil(path)
     for read in (clip.video, clip.timestamps):
-        with pytest.raises(AvomniError, match=says) as caught:
+        with pytest.raises(AvomniError, match=message) as caught:
             read(CAMERA)
         assert clip.clip_id in caught.value.where and str(path) in caught.value.where
         assert "02_download" in caught.value.fix
 
 
-def test_a_damaged_table_names_file_and_clip(folder: Path):
+def test_damaged_table_error_names_file_and_clip(folder: Path):
     path = folder / chunk_path("egomotion", 0)
     members = read_zip(path)
     name = f"{clip_id_of(NUMBER)}.egomotion.parquet"
-    for content, says in (
+    for content, message in (
         (members[name][:-40], "not a readable parquet file"),
         (b"", "is empty"),
         (parquet_bytes({"timestamp": [1, 2]}), "no column qx"),
         (parquet_bytes({"timestamp": ["a", "b"]}), "holds string, not numbers"),
     ):
         write_zip(path, members | {name: content})
-        with pytest.raises(AvomniError, match=says) as caught:
+        with pytest.raises(AvomniError, match=message) as caught:
             clip_in(folder).egomotion()
         assert clip_id_of(NUMBER) in caught.value.where and str(path) in caught.value.where
 
 
-def test_a_wrong_bit_inside_a_member_is_noticed(folder: Path):
+def test_flipped_bit_in_a_member_fails_its_checksum(folder: Path):
     path = folder / chunk_path("egomotion", 0)
     with zipfile.ZipFile(path) as archive:
         place = archive.getinfo(f"{clip_id_of(NUMBER)}.egomotion.parquet").header_offset + 5000
@@ -241,7 +241,7 @@ def test_a_wrong_bit_inside_a_member_is_noticed(folder: Path):
         clip_in(folder).egomotion()
 
 
-def test_a_damaged_or_incomplete_calibration_names_file_and_clip(folder: Path):
+def test_calibration_error_names_file_and_clip(folder: Path):
     path = folder / chunk_path("camera_intrinsics", 0)
     frame = pd.read_parquet(path)
     frame[frame.camera_name != CAMERA].to_parquet(path)
@@ -271,7 +271,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         st.tuples(st.integers(-40, 1200), st.sampled_from([0, 1, 2]), st.integers(0, 300))
     ),
 )
-def test_a_byte_range_reads_and_seeks_as_the_cut_out_file_would(
+def test_byte_range_reads_and_seeks_like_a_file(
     numbered: Path, offset: int, length: int, moves: list[tuple[int, int, int]]
 ):
     content = numbered.read_bytes()
@@ -288,6 +288,6 @@ def test_a_byte_range_reads_and_seeks_as_the_cut_out_file_would(
             assert part.tell() == cut_out.tell()
 
 
-def test_a_range_past_the_files_end_is_said(numbered: Path):
+def test_byte_range_past_the_end_is_an_error(numbered: Path):
     with pytest.raises(AvomniError, match="cut short: 24 of 100 bytes"):
         ByteRange(numbered, 1000, 100).read()

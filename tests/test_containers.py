@@ -1,4 +1,4 @@
-"""A video is opened as the container that it is, and names no other file, address or device."""
+"""Videos are opened as self-contained files, and references to other files are not followed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def num_packets(source) -> int:
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mov", "ismv", "matroska", "webm", "avi", "mpegts"])
-def test_containers_that_hold_their_own_content_open(kind, tmp_path):
+def test_self_contained_containers_open(kind, tmp_path):
     codecs = {"webm": "libvpx", "avi": "mpeg4"}
     content = encoded(kind, codecs[kind]) if kind in codecs else remuxed(stream_bytes(NAME), kind)
     path = tmp_path / "drive.bin"
@@ -64,7 +64,7 @@ LURES = {
 
 @pytest.mark.parametrize("ending", ["mp4", "m3u8"])
 @pytest.mark.parametrize("lure", LURES)
-def test_a_file_that_names_others_is_refused_at_once(lure, ending, tmp_path):
+def test_file_that_refers_to_other_files_is_refused(lure, ending, tmp_path):
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -84,8 +84,8 @@ def test_a_file_that_names_others_is_refused_at_once(lure, ending, tmp_path):
 
 
 @pytest.mark.parametrize("lure", ["ffconcat", "hls", "sdp", "dash"])
-def test_what_follows_the_first_box_of_an_mp4_is_no_playlist(lure, tmp_path):
-    """A file that begins as an mp4 and goes on as something else is not read as that."""
+def test_playlist_after_an_mp4_box_is_refused(lure, tmp_path):
+    """A file that begins like an mp4 and continues as a playlist is not read as a playlist."""
     text = LURES[lure].format(path=other_video(tmp_path), port=9).encode()
     for start in (b"\0\0\0\x08free", struct.pack(">I4s", len(text) + 8, b"free"), b"v=0\nftyp"):
         content = start + text
@@ -97,7 +97,7 @@ def test_what_follows_the_first_box_of_an_mp4_is_no_playlist(lure, tmp_path):
     "name", ["a:b.mp4", "concat:a.mp4", "subfile,,start,0,end,0,,:a.mp4", "%03d.mp4", "http:a.mp4",
              "pipe:0", "data:text", "-", "lavfi:testsrc", "ä ö.mp4"]
 )  # fmt: skip
-def test_a_path_is_a_files_name_and_nothing_else(name, tmp_path, monkeypatch):
+def test_path_is_not_parsed_as_an_ffmpeg_url(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError), opened(Path(name)):
         pass
@@ -105,7 +105,7 @@ def test_a_path_is_a_files_name_and_nothing_else(name, tmp_path, monkeypatch):
     assert num_packets(Path(name)) == num_packets(Path(name).absolute()) == NUM_FRAMES
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_named_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     with ThreadPoolExecutor() as pool:
         refused = pool.submit(num_packets, tmp_path / "pipe.mp4").exception(timeout=5)
@@ -113,7 +113,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def boxes_to(content: bytes, *names: bytes) -> list[int]:
-    """First byte of each of the boxes that lie in one another."""
+    """Offset of each of the nested boxes."""
     places, start = [], 0
     for name in names:
         start = content.index(name, start) - 4
@@ -140,7 +140,7 @@ def with_alias(content: bytes, path: Path) -> bytes:
     return bytes(changed)
 
 
-def test_an_external_track_of_quicktime_is_not_followed(tmp_path):
+def test_external_quicktime_track_is_not_followed(tmp_path):
     other = other_video(tmp_path)
     content = with_alias(stream_bytes(NAME), other)
     followed = {"enable_drefs": "1", "use_absolute_path": "1"}
@@ -151,7 +151,7 @@ def test_an_external_track_of_quicktime_is_not_followed(tmp_path):
     assert num_packets(content) == num_packets(path) == 0
 
 
-def test_a_foreign_container_is_told_with_what_to_do():
+def test_unsupported_container_error_gives_a_command():
     with pytest.raises(NotVideo) as caught, opened(encoded("ivf", "libvpx")):
         pass
     assert "mkv" in caught.value.what and "DKIF" in caught.value.what

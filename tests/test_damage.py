@@ -1,4 +1,4 @@
-"""A checkpoint or an adapter whose files are not what was written is not used, and that is said."""
+"""Damaged checkpoints and adapters are detected, reported and not used."""
 
 import json
 import random
@@ -19,7 +19,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, base_folder):
-    """A training of six steps that nothing disturbed; it has kept the checkpoints 4 and 6."""
+    """An undisturbed training of six steps, which has kept the checkpoints 4 and 6."""
     p = training_set.params(tmp_path_factory.mktemp("whole"), base_folder)
     return p, worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
 
@@ -53,7 +53,7 @@ def same_results(p, folder, whole):
 
 
 def flip(path, bit):
-    """Turn over one bit of a file; of an empty one there is none."""
+    """Flip one bit of a file that is not empty."""
     content = bytearray(path.read_bytes())
     content[bit // 8 % len(content)] ^= 1 << bit % 8
     path.write_bytes(content)
@@ -64,22 +64,22 @@ def opened(folder):
     return Checkpoints(folder, record)
 
 
-def test_one_bit_anywhere_is_noticed(again):
+def test_any_flipped_bit_of_a_checkpoint_is_detected(again):
     _, folder = again
-    newest, moments = folder / "checkpoint-6", random.Random(11)
+    newest, rng = folder / "checkpoint-6", random.Random(11)
     paths = sorted(newest.iterdir())
     assert {WEIGHTS, "optimizer.pt", "rng_state.pth", "trainer_state.json", "checksums.json"} <= {
         path.name for path in paths
     }
-    kept = opened(folder)
+    checkpoints = opened(folder)
     for path in paths:
         content = path.read_bytes()
         for _ in range(20):
-            flip(path, moments.randrange(8 * len(content)))
-            reason = kept.fault(newest)
+            flip(path, rng.randrange(8 * len(content)))
+            reason = checkpoints.fault(newest)
             assert reason and (path.name in reason or path.name == "checksums.json")
             path.write_bytes(content)
-    assert kept.fault(newest) is None
+    assert checkpoints.fault(newest) is None
 
 
 def cut_file(newest):
@@ -110,44 +110,44 @@ def an_older_one_by_its_name(newest):
 
 
 def other_checksums(newest, **changes):
-    kept = json.loads((newest / "checksums.json").read_text())
-    (newest / "checksums.json").write_text(json.dumps(kept | changes))
+    values = json.loads((newest / "checksums.json").read_text())
+    (newest / "checksums.json").write_text(json.dumps(values | changes))
 
 
 DAMAGES = {
-    "no file": lambda newest: (newest / "optimizer.pt").unlink(),
-    "a cut file": cut_file,
+    "a missing file": lambda newest: (newest / "optimizer.pt").unlink(),
+    "a truncated file": cut_file,
     "an empty file": lambda newest: (newest / "scheduler.pt").write_bytes(b""),
     "a longer file": longer_file,
-    "other JSON": lambda newest: (newest / "trainer_state.json").write_text("{"),
-    "flipped weights": flipped_weights,
-    "flipped moments": flipped_moments,
+    "invalid JSON": lambda newest: (newest / "trainer_state.json").write_text("{"),
+    "a flipped bit of the weights": flipped_weights,
+    "a flipped bit of the optimizer": flipped_moments,
     "no checksums": lambda newest: (newest / "checksums.json").unlink(),
-    "checksums of nothing": lambda newest: (newest / "checksums.json").write_text("[null]"),
+    "checksums are [null]": lambda newest: (newest / "checksums.json").write_text("[null]"),
     "checksums without files": lambda newest: other_checksums(newest, files={}),
-    "a folder for a file": a_folder_for_a_file,
+    "a folder in place of a file": a_folder_for_a_file,
     "an extra adapter": lambda newest: shutil.copytree(newest, newest / "default"),
-    "nothing left": lambda newest: [path.unlink() for path in newest.iterdir()],
-    "an older one by its name": an_older_one_by_its_name,
-    "another training's": lambda newest: other_checksums(
+    "no files": lambda newest: [path.unlink() for path in newest.iterdir()],
+    "an older checkpoint with the name": an_older_one_by_its_name,
+    "checksums of another training": lambda newest: other_checksums(
         newest, about={"step": 6, "training": "0" * 64}
     ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_one_before_a_damaged_one_is_taken(again, damage):
+def test_training_resumes_from_the_checkpoint_before_a_damaged_one(again, damage):
     _, folder = again
     DAMAGES[damage](folder / "checkpoint-6")
     start = opened(folder).resume()
     assert (start.step, start.checkpoint) == (4, folder / "checkpoint-4")
-    (said,) = start.passed_over
-    assert said.startswith("checkpoint-6 is damaged: ")
+    (message,) = start.passed_over
+    assert message.startswith("checkpoint-6 is damaged: ")
     assert (folder / "damaged-checkpoint-6").is_dir() and not (folder / "checkpoint-6").exists()
     assert [line["step"] for line in metrics_of(folder)] == [1, 2, 3, 4]
 
 
-def test_it_starts_anew_where_none_is_whole(again, whole):
+def test_training_restarts_if_all_checkpoints_are_damaged(again, whole):
     p, folder = again
     cut_file(folder / "checkpoint-6")
     flipped_moments(folder / "checkpoint-4")
@@ -160,7 +160,7 @@ def test_it_starts_anew_where_none_is_whole(again, whole):
     assert not list(folder.glob("damaged-*")), "swept where the training came to its end"
 
 
-def test_names_that_are_no_checkpoints_are_left_alone(again, whole):
+def test_folders_that_are_not_checkpoints_are_ignored(again, whole):
     p, folder = again
     others = ("checkpoint-6.bak", "checkpoint-", "checkpoint-06", "checkpoint-x", "my checkpoint-9")
     for name in others:
@@ -172,8 +172,8 @@ def test_names_that_are_no_checkpoints_are_left_alone(again, whole):
     assert all((folder / name).is_dir() for name in others)
 
 
-def test_a_damaged_best_checkpoint_is_not_what_comes_out(base_folder, tmp_path, monkeypatch):
-    """What is best on held-out windows is dictated here: the checkpoint at step 2."""
+def test_damaged_best_checkpoint_restarts_training(base_folder, tmp_path, monkeypatch):
+    """The held-out errors are set so that the checkpoint of step 2 is the best."""
     from avomni_lib.training.fit import heldout
 
     monkeypatch.setattr(heldout.HeldOut, "errors", lambda self, *_: [next(errors)])
@@ -198,15 +198,15 @@ def test_a_damaged_best_checkpoint_is_not_what_comes_out(base_folder, tmp_path, 
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "adapter_config.json", "record.json", "checksums.json"])
-def test_a_damaged_adapter_is_not_answered_with(whole, tmp_path, name):
+def test_damaged_adapter_is_refused(whole, tmp_path, name):
     p, trained = whole
-    moments = random.Random(name)
+    rng = random.Random(name)
     base = load.load_base(p).model
     folder = shutil.copytree(trained.adapter, tmp_path / "adapter")
     for damage in ("flip", "cut", "empty", "missing"):
         path, content = folder / name, (folder / name).read_bytes()
         if damage == "flip":
-            flip(path, 8 * (len(content) // 2) + moments.randrange(8))
+            flip(path, 8 * (len(content) // 2) + rng.randrange(8))
         elif damage == "missing":
             path.unlink()
         else:

@@ -1,4 +1,4 @@
-"""The download: resumable, checked, nothing fetched twice, refusals before the first byte."""
+"""The download resumes, verifies, fetches nothing twice and refuses before the first byte."""
 
 import datetime
 import hashlib
@@ -99,7 +99,7 @@ class Recorded(Bar):
         Recorded.bars.append(self)
 
 
-def test_the_chosen_files_arrive_whole_and_nothing_is_fetched_or_hashed_twice(
+def test_chosen_files_are_fetched_and_hashed_once(
     server: LocalHub, hub: Hub, p: Params, published: Path, tmp_path: Path
 ):
     Recorded.bars = []
@@ -125,7 +125,7 @@ def test_the_chosen_files_arrive_whole_and_nothing_is_fetched_or_hashed_twice(
     other = params(tmp_path, run={"name": "other"}, download={"chunks": [1]})
     assert fetch(other, hub).chosen.chunks == (1,) and read_chosen(p).chunks == (0, 1)
     assert len(gets(server)) == len(wanted(p))
-    # What is gone or has another size is told by sizes alone.
+    # Missing and truncated files are detected without hashing.
     assert missing_files(p) == []
     (p.local_dir / ZIP).unlink()
     os.truncate(p.local_dir / "features.csv", 5)
@@ -134,7 +134,7 @@ def test_the_chosen_files_arrive_whole_and_nothing_is_fetched_or_hashed_twice(
 
 @pytest.mark.parametrize("damage", [damage_bit, damage_cut, Path.unlink])
 @pytest.mark.parametrize("path", [ZIP, "clip_index.parquet"])
-def test_a_damaged_file_is_noticed_and_it_alone_is_fetched_again(
+def test_only_a_damaged_file_is_fetched_again(
     server: LocalHub, hub: Hub, p: Params, published: Path, damage, path: str
 ):
     shutil.copytree(published, p.local_dir)
@@ -148,10 +148,10 @@ def test_a_damaged_file_is_noticed_and_it_alone_is_fetched_again(
     assert fetch(p, hub).figures["num_files_fetched"] == 0 and gets(server) == [path]
 
 
-def test_of_another_revision_only_what_changed_is_fetched(
+def test_only_changed_files_of_another_revision_are_fetched(
     hub: Hub, p: Params, published: Path, tmp_path: Path
 ):
-    """And the day of the first download of a revision stays: a licence's term counts from it."""
+    """The day of a revision's first download stays: the licence's term counts from it."""
     today = datetime.date.today().isoformat()
     old = fetch(p, hub)
     assert old.chosen.chosen_on == old.figures["chosen_on"] == today
@@ -160,7 +160,7 @@ def test_of_another_revision_only_what_changed_is_fetched(
     path.write_text(path.read_text().replace(today, "2026-01-31"))
     assert fetch(p, hub).chosen.chosen_on == "2026-01-31"
     newer, changed = shutil.copytree(published, tmp_path / "newer"), chunk_path("egomotion", 1)
-    damage_bit(newer / changed)  # same size, other content: the hash alone can tell
+    damage_bit(newer / changed)  # same size, other content: only the hash differs
     with local_hub.serve(newer, REPO) as server:
         new = fetch(p, hub_of(server)).chosen
         assert gets(server) == [changed]
@@ -168,7 +168,7 @@ def test_of_another_revision_only_what_changed_is_fetched(
     assert {n for n in new.files if new.files[n] != old.chosen.files[n]} == {changed}
 
 
-def test_the_licence_is_asked_about_before_the_first_byte(
+def test_license_must_be_accepted_before_any_request(
     server: LocalHub, published: Path, tmp_path: Path
 ):
     large, real = {"target_size_gb": 100.0}, "nvidia/PhysicalAI-Autonomous-Vehicles"
@@ -179,10 +179,10 @@ def test_the_licence_is_asked_about_before_the_first_byte(
     assert LICENSE_CLAUSE in caught.value.what
     assert "dataset.license_accepted: true" in caught.value.fix
     assert "allowed" not in str(caught.value) and "permitted" not in str(caught.value)
-    foretold = plan(p, hub)
-    assert LICENSE_CLAUSE in foretold.warnings[0] and foretold.figures["is_estimate"]
-    assert foretold.figures["num_clips"] == 200 and not p.local_dir.exists()
-    # The plan reads the metadata that is here.
+    planned = plan(p, hub)
+    assert LICENSE_CLAUSE in planned.warnings[0] and planned.figures["is_estimate"]
+    assert planned.figures["num_clips"] == 200 and not p.local_dir.exists()
+    # The plan reads metadata that is already in the folder.
     shutil.copytree(published, p.local_dir)
     figures = plan(p, None).figures
     assert (figures["num_chunks"], figures["num_clips"]) == (2, 6) and figures["is_estimate"]
@@ -194,7 +194,7 @@ def test_the_licence_is_asked_about_before_the_first_byte(
 @pytest.mark.parametrize(
     ("is_evicting", "what"), [(False, "the download"), (True, "the largest chunk")]
 )
-def test_no_room_is_said_before_the_first_large_file(
+def test_full_disk_is_reported_before_the_first_large_file(
     server: LocalHub, hub: Hub, tmp_path: Path, is_evicting: bool, what: str
 ):
     """The server states a size that no disk has."""
@@ -211,16 +211,16 @@ def test_no_room_is_said_before_the_first_large_file(
     assert any("no room" in warning for warning in plan(p, hub).warnings)
 
 
-def test_a_data_set_of_another_layout_is_said(tmp_path: Path):
+def test_data_set_of_another_layout_is_refused(tmp_path: Path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/train.csv").write_text("a,b\n")
-    says = r"expected layout: it has no (clip_index\.parquet|features\.csv)"
+    message = r"expected layout: it has no (clip_index\.parquet|features\.csv)"
     served = local_hub.serve(tmp_path / "other", REPO)
-    with served as server, pytest.raises(AvomniError, match=says):
+    with served as server, pytest.raises(AvomniError, match=message):
         fetch(params(tmp_path), hub_of(server))
 
 
-def test_a_folder_is_taken_as_it_is(published: Path, tmp_path: Path):
+def test_folder_source_is_used_as_it_is(published: Path, tmp_path: Path):
     local = tmp_path / "local"
     p = params(tmp_path, dataset={"source": "folder", "local_dir": str(local)})
     for stage in (plan, fetch):
@@ -241,15 +241,15 @@ def test_a_folder_is_taken_as_it_is(published: Path, tmp_path: Path):
     assert fetch(p, None).chosen.chunks == (1,)
 
 
-def test_the_plan_says_what_the_fetch_then_does(server: LocalHub, hub: Hub, p: Params):
+def test_plan_predicts_the_downloads_figures(server: LocalHub, hub: Hub, p: Params):
     partial = path_of(p.local_dir, hub.sizes([ZIP])[ZIP])
     partial.parent.mkdir(parents=True)
     partial.write_bytes(bytes(500))
     before = plan(p, hub)
     assert set(gets(server)) == set(METADATA)
     assert "500 B of files that are not whole yet" in str(before)
-    here = sum((p.local_dir / path).stat().st_size for path in METADATA)
-    assert before.figures["bytes_cached"] == 500 + here
+    bytes_here = sum((p.local_dir / path).stat().st_size for path in METADATA)
+    assert before.figures["bytes_cached"] == 500 + bytes_here
     partial.unlink()
     before, downloaded = plan(p, hub), fetch(p, hub)
     assert before.figures["bytes"] == downloaded.figures["bytes"]
@@ -261,7 +261,7 @@ def test_the_plan_says_what_the_fetch_then_does(server: LocalHub, hub: Hub, p: P
     assert after.figures["bytes_cached"] == after.figures["bytes"]
 
 
-def test_the_plan_warns_of_a_split_without_clips(tmp_path: Path):
+def test_plan_warns_about_a_split_without_clips(tmp_path: Path):
     thin = write_published_set(tmp_path / "thin", 2, 1, seconds=0.1)
     with local_hub.serve(thin, REPO) as server:
         warnings = plan(params(tmp_path), hub_of(server)).warnings
@@ -269,9 +269,7 @@ def test_the_plan_warns_of_a_split_without_clips(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("setup", "chunks"), [("4-cam", 12), ("7-cam", 6)])
-def test_without_a_hub_the_plan_is_a_forecast_by_published_sizes(
-    tmp_path: Path, setup: str, chunks: int
-):
+def test_plan_without_a_hub_estimates_from_published_sizes(tmp_path: Path, setup: str, chunks: int):
     real = {"source": "hub", "license_accepted": True}
     large = {"target_chunks": 99, "target_size_gb": 100.0}
     p = params(tmp_path, dataset=real, download=large, vision={"cameras": setup})
@@ -281,53 +279,53 @@ def test_without_a_hub_the_plan_is_a_forecast_by_published_sizes(
     assert plan(p, None).figures["is_estimate"] and not p.local_dir.exists()
 
 
-def test_the_forecast_of_a_world_knows_its_chunks_and_clips(tmp_path: Path):
+def test_plan_of_a_world_counts_its_chunks_and_clips(tmp_path: Path):
     world = {"num_chunks": 2, "clips_per_chunk": 3, "clip_seconds": 2.0}
     p = params(tmp_path, dataset={"world": world}, download={"target_chunks": 5})
     figures = plan(p, None).figures
     assert (figures["num_chunks"], figures["num_clips"]) == (2, 6)
 
 
-def test_one_process_at_a_time_fetches_into_a_folder(tmp_path: Path):
-    says = "another process is fetching"
-    with hold(tmp_path), pytest.raises(AvomniError, match=says), hold(tmp_path, 0.2):
+def test_second_process_cannot_fetch_into_a_locked_folder(tmp_path: Path):
+    message = "another process is fetching"
+    with hold(tmp_path), pytest.raises(AvomniError, match=message), hold(tmp_path, 0.2):
         pass
     with hold(tmp_path, 0.2):
         pass
 
 
-def test_where_raw_files_are_evicted_only_the_metadata_is_fetched(
+def test_with_eviction_only_metadata_is_fetched(
     server: LocalHub, hub: Hub, p: Params, tmp_path: Path
 ):
     whole, num_before = fetch(p, hub), len(gets(server))
     loop = evicting(tmp_path / "loop")
     downloaded = fetch(loop, hub)
     assert sorted(gets(server)[num_before:]) == sorted(METADATA)
-    # Size and hash of each file are those of a run that fetches everything: the cache is the same.
+    # Sizes and hashes equal those of a run that fetches everything, so the cache is the same.
     assert downloaded.chosen.digest == whole.chosen.digest
     states = {row["path"]: row["state"] for row in downloaded.rows}
     assert {path for path, state in states.items() if state != "missing"} == set(METADATA)
-    here = sum((loop.local_dir / path).stat().st_size for path in METADATA)
-    assert downloaded.figures["bytes_to_fetch"] == downloaded.figures["bytes"] - here
-    # What the loop has fetched or evicted since is told.
-    kept, gone = chunk_path("egomotion", 1), chunk_path("egomotion", 0)
-    fetch_files([*hub.sizes([kept, gone]).values()], hub, loop, Verified(loop.local_dir))
-    evict(loop, [gone])
+    bytes_here = sum((loop.local_dir / path).stat().st_size for path in METADATA)
+    assert downloaded.figures["bytes_to_fetch"] == downloaded.figures["bytes"] - bytes_here
+    # Files that the loop has fetched or evicted since are reported.
+    kept_path, evicted_path = chunk_path("egomotion", 1), chunk_path("egomotion", 0)
+    fetch_files(
+        [*hub.sizes([kept_path, evicted_path]).values()], hub, loop, Verified(loop.local_dir)
+    )
+    evict(loop, [evicted_path])
     num_before = len(gets(server))
     again = fetch(loop, hub)
     assert len(gets(server)) == num_before and again.chosen == downloaded.chosen
     states = {row["path"]: row["state"] for row in again.rows}
-    assert (states[kept], states[gone]) == ("kept", "evicted")
-    foretold = plan(loop, hub)
+    assert (states[kept_path], states[evicted_path]) == ("kept", "evicted")
+    planned = plan(loop, hub)
     rest = sum(row["size"] for row in again.rows if row["state"] == "missing")
-    assert foretold.figures["bytes_to_fetch"] == again.figures["bytes_to_fetch"] == rest
-    assert "1 files evicted" in str(foretold) and "by 03, chunk after chunk" in str(foretold)
+    assert planned.figures["bytes_to_fetch"] == again.figures["bytes_to_fetch"] == rest
+    assert "1 files evicted" in str(planned) and "by 03, chunk after chunk" in str(planned)
 
 
-def test_a_thread_can_be_stopped_and_the_rest_is_fetched_by_the_next_call(
-    published: Path, p: Params
-):
-    """As 03 does with the chunk that comes next."""
+def test_stopped_download_is_completed_by_the_next_call(published: Path, p: Params):
+    """As 03 prefetches the next chunk."""
     stop = threading.Event()
     with local_hub.serve(published, REPO, bytes_per_s=20_000) as slow:
         hub = hub_of(slow)
@@ -348,31 +346,29 @@ def test_a_thread_can_be_stopped_and_the_rest_is_fetched_by_the_next_call(
     assert contents(p.local_dir).keys() == {remote.path for remote in wanted}
 
 
-def test_the_picture_of_a_loop_tells_the_budget_from_the_whole(hub: Hub, tmp_path: Path):
+def test_figure_with_eviction_shows_the_budget_at_every_moment(hub: Hub, tmp_path: Path):
     rows = fetch(evicting(tmp_path), hub).rows
     for row, state in zip(rows, ("evicted", "kept"), strict=False):
         row["state"] = state
-    picture = plots.bytes_by_feature(rows, 0.001, in_turn=True)
-    assert "chunk after chunk under a budget of 1.00 MB" in picture._suptitle.get_text()
-    axes = picture.axes
+    figure = plots.bytes_by_feature(rows, 0.001, in_turn=True)
+    assert "chunk after chunk under a budget of 1.00 MB" in figure._suptitle.get_text()
+    axes = figure.axes
     assert "at every moment" in axes[1].get_xlabel()
     legend = [text.get_text() for text in axes[0].get_legend().get_texts()]
     assert legend == ["on the disk", "to fetch", "evicted"]
 
 
-def test_two_processes_that_write_one_record_lose_nothing_of_each_other(
-    published: Path, tmp_path: Path
-):
-    """Here two records of one folder, which is what two processes hold."""
+def test_two_writers_keep_each_others_verified_entries(published: Path, tmp_path: Path):
+    """Two records of one folder stand for two processes."""
     sizes = {path: (published / path).stat().st_size for path in METADATA[:2]}
     folder = shutil.copytree(published, tmp_path / "data")
     first, second = Verified(folder), Verified(folder)
-    mine, yours = (RemoteFile(path, size) for path, size in sizes.items())
-    first.remember(mine)
-    second.remember(yours)
+    first_file, second_file = (RemoteFile(path, size) for path, size in sizes.items())
+    first.remember(first_file)
+    second.remember(second_file)
     first.save()
-    assert second.known(mine) is None
+    assert second.known(first_file) is None
     second.reload()
-    assert second.known(mine) and second.known(yours)
+    assert second.known(first_file) and second.known(second_file)
     second.save()
-    assert all(Verified(folder).known(remote) for remote in (mine, yours))
+    assert all(Verified(folder).known(remote) for remote in (first_file, second_file))

@@ -1,6 +1,6 @@
-"""The real client against the local hub: every fault survived or said.
+"""The real client against the local hub: every fault is survived or reported.
 
-What was sent is read off the hub's own log, byte for byte.
+The hub's log shows each byte that was sent.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ SIZES = {BIG: 1_500_007, SMALL: 200_003, TEXT: 5_000, "labels/one.bin": 1, "labe
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of every size, noise all through."""
+    """Files of every size, filled with noise."""
     folder = tmp_path_factory.mktemp("served")
     noise = random.Random(7)
     for path, size in SIZES.items():
@@ -56,7 +56,7 @@ def p(tmp_path: Path) -> Params:
 
 
 class Seen(Bar):
-    """Remembers what it was given."""
+    """Records its notes."""
 
     last: "Seen"
 
@@ -71,7 +71,7 @@ class Seen(Bar):
 
 
 def hub_of(server: LocalHub, token: str | None = None, num_tries: int = 10) -> Hub:
-    """The real client, but for its patience: waits that nobody names are short here."""
+    """The real client, with shorter waits where the hub states none."""
     backoff = Backoff(first_s=0.05, num_tries=num_tries)
     return Hub(REPO, server.commit, server.endpoint, token, backoff)
 
@@ -94,14 +94,14 @@ def starts(server: LocalHub, path: str) -> list[int]:
     return [request.start for request in server.asked(path) if request.status < 300]
 
 
-def test_without_a_fault_every_file_is_asked_for_once(server: LocalHub, p: Params, folder: Path):
+def test_every_file_is_requested_once_without_faults(server: LocalHub, p: Params, folder: Path):
     get(server, p)
     assert_whole(p, folder)
     log = server.requests
-    # Nor is there a HEAD, and an empty file needs no request at all.
-    asked = sorted((request.method, request.path) for request in log)
+    # There is no HEAD request, and an empty file needs no request.
+    requests = sorted((request.method, request.path) for request in log)
     gets = [("GET", path) for path in SIZES if SIZES[path]]
-    assert asked == sorted([("POST", "api:paths-info"), *gets])
+    assert requests == sorted([("POST", "api:paths-info"), *gets])
 
 
 IN_A_SECOND = {
@@ -113,7 +113,7 @@ IN_A_SECOND = {
 
 
 @pytest.mark.parametrize("headers", IN_A_SECOND.values(), ids=IN_A_SECOND)
-def test_a_hub_that_is_asked_too_often_is_waited_for(
+def test_rate_limited_download_waits_and_succeeds(
     server: LocalHub, p: Params, folder: Path, headers: dict[str, str]
 ):
     server.faults.refuse(SMALL, 2, 429, **headers)
@@ -127,8 +127,8 @@ def test_a_hub_that_is_asked_too_often_is_waited_for(
         assert any("the hub asks to wait" in note for note in Seen.last.notes)
 
 
-def test_all_threads_wait_together(tmp_path: Path):
-    """Eight files at a time, all refused: from then on one of them tries, not eight."""
+def test_threads_share_one_backoff(tmp_path: Path):
+    """Eight simultaneous requests are refused; after that one thread tries at a time."""
     many = tmp_path / "many"
     (many / "labels").mkdir(parents=True)
     paths = [f"labels/f{n}.bin" for n in range(8)]
@@ -148,9 +148,7 @@ def test_all_threads_wait_together(tmp_path: Path):
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
-def test_a_hub_that_is_not_well_is_asked_again(
-    server: LocalHub, p: Params, folder: Path, status: int
-):
+def test_server_errors_are_retried(server: LocalHub, p: Params, folder: Path, status: int):
     server.faults.refuse("*", 2, status)
     server.faults.refuse(BIG, 3, status)
     get(server, p)
@@ -165,7 +163,7 @@ def test_a_hub_that_is_not_well_is_asked_again(
         (503, f"the hub answered 503 when asked for {BIG}", "it goes on from here"),
     ],
 )
-def test_a_hub_that_stays_so_ends_the_run_with_one_message(
+def test_persistent_server_errors_end_the_run_with_one_message(
     server: LocalHub, p: Params, folder: Path, status: int, what: str, fix: str
 ):
     hub = hub_of(server, num_tries=3)
@@ -177,7 +175,7 @@ def test_a_hub_that_stays_so_ends_the_run_with_one_message(
     assert not (p.local_dir / BIG).exists()
 
 
-def test_a_wait_of_hours_is_said_and_not_sat_through(server: LocalHub, p: Params):
+def test_wait_of_hours_is_an_error(server: LocalHub, p: Params):
     server.faults.refuse(BIG, 99, 429, Retry_After="7200")
     with pytest.raises(AvomniError, match="it asks to wait 2.0 h") as caught:
         get(server, p, BIG)
@@ -185,10 +183,8 @@ def test_a_wait_of_hours_is_said_and_not_sat_through(server: LocalHub, p: Params
     assert len(server.asked(BIG)) == 1
 
 
-def test_a_line_that_drops_at_any_point_is_taken_up_there(
-    server: LocalHub, p: Params, folder: Path
-):
-    """Twenty drops in one file, ten tries each without a byte at most: only a dead line ends it."""
+def test_dropped_connection_resumes_at_the_same_byte(server: LocalHub, p: Params, folder: Path):
+    """Twenty drops in one file; each byte received resets the count of tries."""
     seed = random.randrange(2**32)
     print("seed", seed)
     places = sorted({0, 1, SIZES[BIG] - 1, *random.Random(seed).sample(range(SIZES[BIG]), 17)})
@@ -200,9 +196,7 @@ def test_a_line_that_drops_at_any_point_is_taken_up_there(
     assert server.bytes_of(BIG) == SIZES[BIG] and server.bytes_of(SMALL) == SIZES[SMALL]
 
 
-def test_a_line_that_drops_for_good_ends_the_run_and_what_came_stays(
-    server: LocalHub, p: Params, folder: Path
-):
+def test_partial_file_survives_a_lost_connection(server: LocalHub, p: Params, folder: Path):
     server.faults.cuts = {BIG: [1_000_000] * 99}
     with pytest.raises(AvomniError, match=f"no connection to the hub .* for {BIG}") as caught:
         get(server, p, BIG, hub=hub_of(server, num_tries=3))
@@ -213,8 +207,8 @@ def test_a_line_that_drops_for_good_ends_the_run_and_what_came_stays(
     assert server.bytes_of(BIG) == SIZES[BIG]
 
 
-def test_a_hub_that_goes_away_for_a_while_is_found_again(folder: Path, p: Params):
-    """Gone in the middle of an answer, back at the same address half a second later."""
+def test_download_resumes_after_the_hub_restarts(folder: Path, p: Params):
+    """The hub stops during a response and is back at the same address after half a second."""
     result: list[BaseException | None] = []
 
     def run() -> None:
@@ -241,10 +235,10 @@ def test_a_hub_that_goes_away_for_a_while_is_found_again(folder: Path, p: Params
         assert starts(second, BIG) == [SIZES[BIG] // 2]
 
 
-def test_a_line_that_falls_silent_is_dropped_and_taken_up_there(
+def test_silent_connection_times_out_and_resumes(
     server: LocalHub, p: Params, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """HF_HUB_DOWNLOAD_TIMEOUT is how long silence is borne; 10 s unless set."""
+    """HF_HUB_DOWNLOAD_TIMEOUT is the read timeout; 10 s unless set."""
     assert hub_module.SILENCE_S == huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT
     monkeypatch.setattr(hub_module, "SILENCE_S", 1.0)
     monkeypatch.setattr(hub_module, "API_SILENCE_S", 1.0)
@@ -259,8 +253,8 @@ def test_a_line_that_falls_silent_is_dropped_and_taken_up_there(
     assert server.bytes_of(BIG) == SIZES[BIG]
 
 
-def test_a_body_that_ends_early_is_completed(server: LocalHub, p: Params, folder: Path):
-    """Not a drop: the answer says itself that it is shorter."""
+def test_short_response_body_is_completed(server: LocalHub, p: Params, folder: Path):
+    """The response states a shorter length and ends regularly."""
     server.faults.short.update({BIG: 3, TEXT: 1})
     get(server, p, BIG, TEXT)
     assert_whole(p, folder, BIG, TEXT)
@@ -268,14 +262,14 @@ def test_a_body_that_ends_early_is_completed(server: LocalHub, p: Params, folder
 
 
 @pytest.mark.parametrize("path", [BIG, TEXT])
-def test_a_flipped_bit_costs_one_more_fetch(server: LocalHub, p: Params, folder: Path, path: str):
+def test_flipped_bit_causes_one_more_fetch(server: LocalHub, p: Params, folder: Path, path: str):
     server.faults.flipped[path] = 1
     get(server, p, path)
     assert_whole(p, folder, path)
     assert starts(server, path) == [0, 0]
 
 
-def test_a_bit_that_flips_each_time_is_said_and_nothing_gets_the_name(server: LocalHub, p: Params):
+def test_file_damaged_twice_is_an_error_and_is_not_kept(server: LocalHub, p: Params):
     server.faults.flipped[BIG] = 2
     with pytest.raises(AvomniError, match=f"{BIG} arrived damaged twice: its sha256 is wrong"):
         get(server, p, BIG)
@@ -285,10 +279,8 @@ def test_a_bit_that_flips_each_time_is_said_and_nothing_gets_the_name(server: Lo
     assert starts(server, BIG) == [0, 0, 0]
 
 
-def test_a_bit_that_flipped_before_a_kill_is_found_after_it(
-    server: LocalHub, p: Params, folder: Path
-):
-    """The beginning that an earlier process left is hashed too."""
+def test_damage_in_a_previous_partial_is_detected(server: LocalHub, p: Params, folder: Path):
+    """Bytes that an earlier process has left are hashed too."""
     remote = hub_of(server).sizes([BIG])[BIG]
     partial = transfer.path_of(p.local_dir, remote)
     partial.parent.mkdir(parents=True)
@@ -300,7 +292,7 @@ def test_a_bit_that_flipped_before_a_kill_is_found_after_it(
     assert starts(server, BIG) == [900_000, 0]
 
 
-def test_a_host_that_knows_no_ranges_starts_over(server: LocalHub, p: Params, folder: Path):
+def test_host_without_range_support_restarts_the_file(server: LocalHub, p: Params, folder: Path):
     server.faults.whole = {BIG}
     server.faults.cuts = {BIG: [1_000_000, 1_200_000]}
     get(server, p, BIG)
@@ -308,7 +300,7 @@ def test_a_host_that_knows_no_ranges_starts_over(server: LocalHub, p: Params, fo
     assert starts(server, BIG) == [0, 0, 0]
 
 
-def test_a_file_that_is_another_one_now_is_not_mixed_in(server: LocalHub, p: Params, folder: Path):
+def test_file_with_changed_content_is_refused(server: LocalHub, p: Params, folder: Path):
     server.faults.cuts = {BIG: [1_000_000]}
     server.faults.swapped = {SMALL: BIG}
     with pytest.raises(AvomniError, match=f"{SMALL} arrived damaged twice: its hash") as caught:
@@ -320,7 +312,7 @@ def test_a_file_that_is_another_one_now_is_not_mixed_in(server: LocalHub, p: Par
     assert_whole(p, folder, BIG, SMALL)
 
 
-def test_a_file_that_is_longer_or_shorter_than_listed_is_said(server: LocalHub, p: Params):
+def test_file_size_unlike_the_listing_is_an_error(server: LocalHub, p: Params):
     server.faults.sizes = {TEXT: SIZES[TEXT] + 10, SMALL: SIZES[SMALL] - 10}
     hub = hub_of(server, num_tries=2)
     for path in (TEXT, SMALL):
@@ -328,7 +320,7 @@ def test_a_file_that_is_longer_or_shorter_than_listed_is_said(server: LocalHub, 
             get(server, p, path, hub=hub)
 
 
-def test_a_file_that_vanished_is_said(server: LocalHub, p: Params, folder: Path):
+def test_file_deleted_at_the_source_is_an_error(server: LocalHub, p: Params, folder: Path):
     server.faults.vanished = {SMALL}
     with pytest.raises(AvomniError, match=f"{SMALL} is gone from the source") as caught:
         get(server, p)
@@ -339,7 +331,7 @@ def test_a_file_that_vanished_is_said(server: LocalHub, p: Params, folder: Path)
         assert (p.local_dir / path).read_bytes() == (folder / path).read_bytes()
 
 
-def test_the_second_host_gets_no_token_and_files_come_from_it(folder: Path, p: Params):
+def test_storage_host_serves_files_without_the_token(folder: Path, p: Params):
     with local_hub.serve(folder, REPO, token="hf_right", has_storage=True) as server:
         server.faults.cuts = {f"storage:{BIG}": [1_000_000]}
         server.faults.refuse(f"storage:{SMALL}", 2, 403)
@@ -350,31 +342,31 @@ def test_the_second_host_gets_no_token_and_files_come_from_it(folder: Path, p: P
     assert {request.path for request in stored} == {BIG, SMALL, "labels/one.bin"}
     assert not any(request.has_token for request in stored)
     assert all(request.has_token for request in log if not request.is_storage)
-    # An address that has run out is asked for again at the hub.
+    # The hub is asked for a new address after one has expired.
     statuses = [request.status for request in log if request.path == SMALL]
     assert statuses == [302, 403, 302, 403, 302, 200]
     assert [r.start for r in stored if r.path == BIG] == [0, 1_000_000]
 
 
 @pytest.mark.parametrize(
-    ("token", "status", "says", "fix"),
+    ("token", "status", "message", "fix"),
     [
         (None, 401, "is gated and there is no token", "hf auth login"),
         ("hf_wrong", 403, "this token's account may not read it", "accept its terms"),
     ],
 )
-def test_a_gate_is_found_before_anything_long(
-    published: Path, p: Params, token: str | None, status: int, says: str, fix: str
+def test_missing_access_is_reported_before_long_work(
+    published: Path, p: Params, token: str | None, status: int, message: str, fix: str
 ):
-    """Files that lie here unchecked are not hashed first, and no other question is asked."""
+    """Unverified local files are not hashed first, and no other request is sent."""
     shutil.copytree(published, p.local_dir)
     with local_hub.serve(published, REPO, token="hf_right") as server:
         hub = hub_of(server, token)
-        with pytest.raises(AvomniError, match=says) as caught:
+        with pytest.raises(AvomniError, match=message) as caught:
             fetch(p, hub, progress=Never)
         assert hub.page in caught.value.fix and fix in caught.value.fix
         assert [(r.path, r.status) for r in server.requests] == [("api:auth-check", status)]
-        with pytest.raises(AvomniError, match=says):
+        with pytest.raises(AvomniError, match=message):
             hub.fetch(hub.sizes([TEXT])[TEXT], p.local_dir)
 
 
@@ -390,7 +382,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def moved(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The next revision: one chunk file has another content of the same size."""
+    """The next revision: one chunk file differs, at the same size."""
     moved = shutil.copytree(published, tmp_path_factory.mktemp("moved") / "set")
     content = bytearray((moved / CHANGED).read_bytes())
     content[len(content) // 2] ^= 1
@@ -401,9 +393,7 @@ def moved(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 CHANGED = chunk_path("vehicle_dimensions", 1)
 
 
-def test_main_that_moves_between_two_runs_moves_new_runs_alone(
-    published: Path, moved: Path, tmp_path: Path
-):
+def test_only_new_runs_use_the_moved_main(published: Path, moved: Path, tmp_path: Path):
     old, new = params(tmp_path / "a"), params(tmp_path / "b")
     with local_hub.serve(published, REPO) as server:
         first = fetch(old, Hub(REPO, None, server.endpoint)).chosen
@@ -417,7 +407,7 @@ def test_main_that_moves_between_two_runs_moves_new_runs_alone(
     assert (new.local_dir / CHANGED).read_bytes() == (moved / CHANGED).read_bytes()
 
 
-def test_main_that_moves_in_the_middle_of_a_run_does_not_mix_in(
+def test_main_moving_during_a_run_does_not_change_its_revision(
     published: Path, moved: Path, p: Params
 ):
     with local_hub.serve(published, REPO, bytes_per_s=200_000) as server:
@@ -434,8 +424,8 @@ def test_main_that_moves_in_the_middle_of_a_run_does_not_mix_in(
         assert hashlib.sha256((published / path).read_bytes()).hexdigest() == file["sha256"]
 
 
-def test_a_long_listing_comes_five_hundred_names_at_a_time(tmp_path: Path):
-    """Over a bad line, and past a hub that is not well."""
+def test_long_listing_is_requested_500_names_at_a_time(tmp_path: Path):
+    """With dropped connections and a server error."""
     names = {f"labels/f{n:05d}.bin" for n in range(2100)}
     (tmp_path / "labels").mkdir()
     for name in names:
@@ -444,8 +434,8 @@ def test_a_long_listing_comes_five_hundred_names_at_a_time(tmp_path: Path):
         server.faults.cuts = {"api:paths-info": [0, 20]}
         server.faults.refuse("api:paths-info", 1, 500)
         assert hub_of(server).sizes(sorted(names)).keys() == names
-        asked = [r for r in server.asked("api:paths-info") if r.status == 200]
-    assert len(asked) == 5 + 2
+        requests = [r for r in server.asked("api:paths-info") if r.status == 200]
+    assert len(requests) == 5 + 2
 
 
 def whole_run(p: Params, server: LocalHub, revision: str | None = None) -> subprocess.Popen:
@@ -453,7 +443,7 @@ def whole_run(p: Params, server: LocalHub, revision: str | None = None) -> subpr
     return python(FETCH, p.model_dump_json(), commit, server.endpoint)
 
 
-def test_two_processes_share_one_folder_and_fetch_each_byte_once(published: Path, tmp_path: Path):
+def test_two_processes_fetch_each_byte_once_into_one_folder(published: Path, tmp_path: Path):
     runs = [
         params(tmp_path, run={"name": name}, download={"max_workers": lines})
         for name, lines in (("run", 4), ("other", 2))
@@ -466,13 +456,13 @@ def test_two_processes_share_one_folder_and_fetch_each_byte_once(published: Path
     first, second = (read_chosen(p) for p in runs)
     assert first == second
     assert sent == {path: file["size"] for path, file in first.files.items()}
-    # Both have written down what they checked, and neither has lost the other's.
+    # The record has the entries of both processes.
     verified = Verified(runs[0].local_dir)
     assert all(verified.checked_on(path) for path in first.files)
 
 
-def test_a_download_asks_no_more_than_it_needs(published: Path, p: Params):
-    """Main's commit, the gate, two listings (the second by names out of the first), the files."""
+def test_download_sends_only_the_needed_requests(published: Path, p: Params):
+    """Access check, commit of main, two listings (the second by names from the first), files."""
     with local_hub.serve(published, REPO) as server:
         hub = Hub(REPO, None, server.endpoint)
         downloaded = fetch(p, hub)

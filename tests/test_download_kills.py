@@ -1,4 +1,4 @@
-"""Kill -9 at moments drawn at random: real processes, a real hub, every byte counted by the hub."""
+"""Download processes are killed at random moments; the local hub counts every byte it sends."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from tests.local_hub import LocalHub
 from tests.published_set import chunk_path, write_published_set
 
 NUM_KILLS = 20
-LINES = {"max_workers": 4}
+FOUR_WORKERS = {"max_workers": 4}
 LARGE = 600_000
 CAMERAS = ("front_wide_120fov", "front_tele_30fov", "rear_left_70fov", "rear_right_70fov")
-ONE = chunk_path("camera_front_wide_120fov", 0)
+ZIP = chunk_path("camera_front_wide_120fov", 0)
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The download opens no video: noise of a size that takes some time stands in for each zip."""
+    """Noise stands in for each zip, because the download opens no video."""
     folder = write_published_set(tmp_path_factory.mktemp("published"), seconds=0.1)
     noise = random.Random(3)
     for camera in CAMERAS:
@@ -40,12 +40,12 @@ def start(p: Params, server: LocalHub, code: str = FETCH) -> subprocess.Popen:
     return python(code, p.model_dump_json(), server.commit, server.endpoint)
 
 
-def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_path: Path):
+def test_download_killed_twenty_times_fetches_few_bytes_twice(published: Path, tmp_path: Path):
     seed = random.randrange(2**32)
     print("seed", seed)
     draw = random.Random(seed)
-    p, quiet = (params(tmp_path / name, download=LINES) for name in ("killed", "quiet"))
-    # A run would take seconds; each life gets on by up to a twelfth of the whole.
+    p, quiet = (params(tmp_path / name, download=FOUR_WORKERS) for name in ("killed", "quiet"))
+    # A run would take seconds; each process fetches up to a twelfth of all bytes.
     speed, step = 150_000, len(CAMERAS) * 2 * LARGE // 12
     with local_hub.serve(published, REPO) as server:
         process = start(quiet, server)
@@ -55,7 +55,7 @@ def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_
         server.requests.clear()
         server.bytes_per_s = speed
         for kill in range(NUM_KILLS):
-            # Some die while they start; the others after so many bytes.
+            # Some are killed while they start, the others after a number of bytes.
             before, wait_s = server.bytes_of(), draw.uniform(0, 0.6)
             goal = 0 if kill % 5 == 4 else int(draw.uniform(0.02, 0.55) * step) + 1
             process = start(p, server)
@@ -72,7 +72,7 @@ def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_
         assert process.wait() == 0, process.stderr.read()
         sent = server.bytes_of()
     print(f"{sent:,} bytes for {whole:,} after {NUM_KILLS} kills: {sent / whole - 1:.2%} more")
-    # What was on its way in each life: a few thousand bytes on each of its lines.
+    # Each kill loses a few thousand bytes for each connection.
     assert whole <= sent <= 1.25 * whole
     assert contents(p.local_dir) == contents(quiet.local_dir)
     ours, others = (json.loads((run.run_dir / "chosen.json").read_text()) for run in (p, quiet))
@@ -81,24 +81,24 @@ def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_
     assert list((p.local_dir / PARTIALS).iterdir()) == []
 
 
-def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(published: Path, tmp_path: Path):
-    p = params(tmp_path, download=LINES)
+def test_ctrl_c_stops_the_download_and_the_next_run_resumes(published: Path, tmp_path: Path):
+    p = params(tmp_path, download=FOUR_WORKERS)
     with local_hub.serve(published, REPO) as server:
         server.bytes_per_s = 100_000
         process = start(p, server)
-        while server.bytes_of(ONE) < 0.3 * LARGE:
+        while server.bytes_of(ZIP) < 0.3 * LARGE:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         assert process.wait() != 0
-        stopped = server.bytes_of(ONE)
-        # Nobody waited for the files in flight, which would have taken seconds more.
-        assert stopped < 0.7 * LARGE and not (p.local_dir / ONE).exists()
+        stopped = server.bytes_of(ZIP)
+        # The process did not wait for the files in flight, which would take seconds more.
+        assert stopped < 0.7 * LARGE and not (p.local_dir / ZIP).exists()
         server.bytes_per_s = None
         process = start(p, server)
         assert process.wait() == 0, process.stderr.read()
-        assert server.bytes_of(ONE) <= 1.02 * LARGE
-    assert (p.local_dir / ONE).read_bytes() == (published / ONE).read_bytes()
+        assert server.bytes_of(ZIP) <= 1.02 * LARGE
+    assert (p.local_dir / ZIP).read_bytes() == (published / ZIP).read_bytes()
 
 
 LIMITED = f"""
@@ -112,17 +112,15 @@ except AvomniError as error:
 """
 
 
-def test_a_disk_that_fills_up_is_one_message_and_nothing_is_fetched_again(
-    published: Path, tmp_path: Path
-):
-    """A limit on the size of files stops the real writes in the middle, as a quota does."""
-    p = params(tmp_path, download=LINES)
+def test_full_disk_is_one_message_and_the_next_run_resumes(published: Path, tmp_path: Path):
+    """A limit on the size of files stops writes in the middle, as a quota does."""
+    p = params(tmp_path, download=FOUR_WORKERS)
     with local_hub.serve(published, REPO) as server:
         process = start(p, server, LIMITED)
-        _, said = process.communicate()
-        assert process.returncode == 1 and "no room left on the disk" in said
-        assert "run the same command again: it goes on from here" in said
-        assert "Traceback" not in said
+        _, stderr = process.communicate()
+        assert process.returncode == 1 and "no room left on the disk" in stderr
+        assert "run the same command again: it goes on from here" in stderr
+        assert "Traceback" not in stderr
         partials = {path.stat().st_size for path in (p.local_dir / PARTIALS).iterdir()}
         assert 300_000 in partials
         process = start(p, server)

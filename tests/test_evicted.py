@@ -1,4 +1,4 @@
-"""Evicted is a record of files that are not there again; none go that another run still needs."""
+"""Eviction of raw files: its record, and files that another run still needs."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def choose(p: Params, sha256: str) -> None:
     manifest.write_chosen(p, Chosen("owner/name", "0" * 40, (0,), {"train": ("x",)}, listed))
 
 
-def test_evicted_files_are_gone_and_known_by_their_day(p: Params):
+def test_evicted_files_are_removed_and_recorded_with_their_date(p: Params):
     assert evicted.read_evicted(p) == {}
     assert evicted.evict(p, PATHS[:2]) == 10
     assert evicted.read_evicted(p) == dict.fromkeys(PATHS[:2], TODAY)
     assert [path.name for path in p.local_dir.rglob("*.zip")] == ["c.zip"]
     assert evicted.evict(p, PATHS) == 5, "what is gone already is passed over"
     assert evicted.read_evicted(p) == dict.fromkeys(PATHS, TODAY)
-    # One that is there again, as after a kill between the record and the removal, is not evicted.
+    # A file that exists, as after a kill between record and removal, is not evicted.
     (p.local_dir / PATHS[0]).write_bytes(b"12345")
     assert list(evicted.read_evicted(p)) == list(PATHS[1:])
     (p.local_dir / "other.zip").write_bytes(b"of another run")
@@ -62,8 +62,8 @@ def test_evicted_files_are_gone_and_known_by_their_day(p: Params):
     assert evicted.read_evicted(p) == {}, "another content of the same name was never evicted"
 
 
-def test_the_record_comes_before_the_removal(p: Params):
-    """The record cannot be written here: a folder has its name."""
+def test_files_are_recorded_before_they_are_removed(p: Params):
+    """The record cannot be written, because a folder has its name."""
     evicted.path_of(p).mkdir()
     with pytest.raises(OSError):
         evicted.evict(p, PATHS)
@@ -71,7 +71,7 @@ def test_the_record_comes_before_the_removal(p: Params):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', "{"])
-def test_a_record_that_cannot_be_read_costs_only_the_word(p: Params, text: str):
+def test_unreadable_eviction_record_is_replaced(p: Params, text: str):
     evicted.evict(p, PATHS[:1])
     evicted.path_of(p).write_text(text)
     assert evicted.read_evicted(p) == {}
@@ -87,7 +87,7 @@ NUM_FILES = FILES_PER_CHUNK * NUM_CHUNKS
 def run_of(
     folder: Path, name: str, evict: bool, outputs: str = "outputs", **download_values: object
 ) -> Params:
-    """A run of that name; all share one folder of raw files."""
+    """Parameters of a run of that name; all runs share one folder of raw files."""
     values = evicting_run.params(folder, evict=evict).values()
     values["run"] = {**values["run"], "name": name, "outputs_dir": str(folder / outputs)}
     values["download"] = {**values["download"], **download_values}
@@ -104,9 +104,7 @@ def refused(p: Params, served: local_hub.LocalHub) -> AvomniError:
 
 
 @pytest.mark.parametrize(("outputs", "evicts"), [("outputs", True), ("elsewhere", False)])
-def test_what_another_run_has_chosen_is_not_evicted_until_it_is_read(
-    served, tmp_path, outputs, evicts
-):
+def test_files_chosen_by_another_run_are_not_evicted_until_read(served, tmp_path, outputs, evicts):
     p = chosen(run_of(tmp_path, "one", True), served)
     other = chosen(run_of(tmp_path, "other", evicts, outputs), served)
     error = refused(p, served)
@@ -123,22 +121,22 @@ def test_what_another_run_has_chosen_is_not_evicted_until_it_is_read(
     assert raw_files(p) == []
 
 
-def test_runs_that_cannot_be_harmed_do_not_block(served, tmp_path):
+def test_unaffected_runs_do_not_block_eviction(served, tmp_path):
     p = chosen(run_of(tmp_path, "one", True, chunks=[0, 1]), served)
     chosen(run_of(tmp_path, "others", False, chunks=[2, 3]), served)
-    gone = chosen(run_of(tmp_path, "gone", False), served)
-    shutil.rmtree(gone.run_dir)
+    deleted = chosen(run_of(tmp_path, "gone", False), served)
+    shutil.rmtree(deleted.run_dir)
     apart = evicting_run.params(tmp_path / "own", evict=False).values()
     apart["run"] = {**apart["run"], "name": "apart", "outputs_dir": str(tmp_path / "outputs")}
     chosen(Params.from_values(apart), served)
     broken = p.local_dir / ".avomni" / "users" / "broken.json"
     broken.write_text("{")
     build.build(p, hub=hub_of(served))
-    there = raw_files(p)
-    assert there and all("chunk_0002" in name or "chunk_0003" in name for name in there)
+    remaining = raw_files(p)
+    assert remaining and all("chunk_0002" in name or "chunk_0003" in name for name in remaining)
 
 
-def test_a_run_that_changes_its_choice_needs_raw_files_again(served, tmp_path):
+def test_run_with_a_changed_choice_blocks_eviction_again(served, tmp_path):
     p = chosen(run_of(tmp_path, "one", True, chunks=[0, 1]), served)
     other = chosen(run_of(tmp_path, "other", False, chunks=[0]), served)
     build.build(other)
@@ -149,8 +147,8 @@ def test_a_run_that_changes_its_choice_needs_raw_files_again(served, tmp_path):
     assert f"{FILES_PER_CHUNK} raw files" in refused(p, served).what, "its cache is gone"
 
 
-def test_a_run_that_is_killed_while_it_fetches_is_waited_for(large_set, served, tmp_path):
-    """It has a server of its own, which may still be logging its requests after the kill."""
+def test_run_killed_while_fetching_blocks_eviction(large_set, served, tmp_path):
+    """The killed run has a server of its own, which may log its requests after the kill."""
     with local_hub.serve(large_set, REPO, bytes_per_s=2e6) as slow:
         p = chosen(run_of(tmp_path, "one", True), served)
         other = run_of(tmp_path, "other", False, "elsewhere")
@@ -163,8 +161,8 @@ def test_a_run_that_is_killed_while_it_fetches_is_waited_for(large_set, served, 
         assert str(other.run_dir) in refused(p, served).what
 
 
-def test_a_run_that_comes_while_another_evicts_keeps_its_files(served, tmp_path):
-    """It begins to fetch when the first chunk of the other one has gone."""
+def test_run_started_during_eviction_keeps_its_files(served, tmp_path):
+    """The new run begins to fetch when the first chunk of the other run is evicted."""
     p = chosen(run_of(tmp_path, "one", True), served)
     other = run_of(tmp_path, "other", False)
 
@@ -180,7 +178,7 @@ def test_a_run_that_comes_while_another_evicts_keeps_its_files(served, tmp_path)
     assert raw_files(p) == [], "evicted now that it is read"
 
 
-def test_told_to_it_evicts_and_the_other_run_says_so_and_fetches_again(served, tmp_path):
+def test_evict_shared_removes_files_and_the_other_run_refetches_them(served, tmp_path):
     other = chosen(run_of(tmp_path, "other", False), served)
     for name in ("01_audit", "02_download"):
         runs.start(other, name).finish({}, digest="the same")
@@ -191,10 +189,10 @@ def test_told_to_it_evicts_and_the_other_run_says_so_and_fetches_again(served, t
     state = runs.state(other, "02_download")
     assert not state.done
     assert f"{NUM_FILES} raw files evicted by another run, {p.run_dir}" in state.reason
-    found = audit.audit(other, hub_of(served))
-    assert found.figures["files_by_state"]["evicted"] == NUM_FILES
-    [told] = {row["reason"] for row in found.files if row["state"] == "evicted"}
-    assert str(p.run_dir) in told
+    report = audit.audit(other, hub_of(served))
+    assert report.figures["files_by_state"]["evicted"] == NUM_FILES
+    [reason] = {row["reason"] for row in report.files if row["state"] == "evicted"}
+    assert str(p.run_dir) in reason
     with pytest.raises(AvomniError, match="none of the 12 clips could be read: 12 are") as caught:
         build.build(other)
     assert f"evicted by {p.run_dir}" in caught.value.what and "02_download" in caught.value.fix
@@ -202,7 +200,7 @@ def test_told_to_it_evicts_and_the_other_run_says_so_and_fetches_again(served, t
     assert not build.build(other).lost and evicted.read_evicted(other) == {}
 
 
-def test_a_finished_run_knows_what_another_one_has_evicted(served, tmp_path):
+def test_finished_run_stays_done_after_another_evicts_its_files(served, tmp_path):
     other = chosen(run_of(tmp_path, "other", False), served)
     for name in ("01_audit", "02_download", "03_etl", "04_tiles"):
         evicting_run.finish(other, name, served)

@@ -1,4 +1,4 @@
-"""A grid of the user's own: refused where it makes no sense, and one grid wherever it goes."""
+"""Grids given as rows of cameras: validation, cache, prompt, preview and adapter."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ WIDE, REAR, LEFT = cameras.FRONT_WIDE.name, cameras.REAR_TELE.name, cameras.CROS
 ROWS = [[WIDE, None], [LEFT, REAR]]
 
 
-def of(value) -> Params:
+def params_of(value) -> Params:
     return Params.from_values({"vision": {"cameras": value}})
 
 
@@ -49,7 +49,7 @@ def of(value) -> Params:
     ],
     ids=str,
 )
-def test_a_grid_that_cannot_be_is_refused_with_every_other_mistake(value, messages):
+def test_invalid_grid_is_reported_with_all_other_mistakes(value, messages):
     with pytest.raises(AvomniError) as caught:
         Params.from_values({"vision": {"cameras": value}, "training": {"batch_size": 0}})
     assert "parameters to fix: 2" in str(caught.value) and "training.batch_size" in str(
@@ -59,32 +59,34 @@ def test_a_grid_that_cannot_be_is_refused_with_every_other_mistake(value, messag
         assert message in str(caught.value)
 
 
-def test_rows_that_are_a_presets_are_the_preset():
+def test_rows_equal_to_a_preset_become_the_preset():
     rows = [list(row) for row in grids.PRESETS["7-cam"]]
-    assert of(rows) == of("7-cam") and of("7-cam").vision.cameras == "7-cam"
-    assert cameras.grid(of(ROWS).vision.cameras).value == of(ROWS).vision.cameras
+    assert params_of(rows) == params_of("7-cam") and params_of("7-cam").vision.cameras == "7-cam"
+    assert cameras.grid(params_of(ROWS).vision.cameras).value == params_of(ROWS).vision.cameras
 
 
-def test_the_keys_old_name_goes_on_working_in_every_place(tmp_path):
+def test_camera_setup_is_accepted_as_an_alias_of_cameras(tmp_path):
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
     old.write_text("vision: {camera_setup: 7-cam}\n")
     new.write_text(f"extends: {old}\nvision: {{cameras: [[{WIDE}, null]]}}\n")
     assert Params.from_files([old]) == Params.from_values({"vision": {"camera_setup": "7-cam"}})
     assert Params.from_files([old]).vision.cameras == "7-cam"
-    own = ((WIDE, None),)
-    assert Params.from_files([new]).vision.cameras == own, "the later file wins, by either name"
-    assert Params.from_files([old, new]).vision.cameras == own
+    wide_only = ((WIDE, None),)
+    assert Params.from_files([new]).vision.cameras == wide_only, (
+        "the later file wins, by either name"
+    )
+    assert Params.from_files([old, new]).vision.cameras == wide_only
     assert Params.from_files([new, old]).vision.cameras == "7-cam"
     change = [f"vision.cameras=[[{WIDE}, null]]"]
-    assert Params.from_files([old], change).vision.cameras == own
+    assert Params.from_files([old], change).vision.cameras == wide_only
     assert Params.from_files([new], ["vision.camera_setup=4-cam"]).vision.cameras == "4-cam"
     with pytest.raises(AvomniError, match="camera_setup is the old name of vision.cameras, and bo"):
         Params.from_values({"vision": {"camera_setup": "7-cam", "cameras": "4-cam"}})
 
 
-def test_only_the_grids_own_cameras_are_fetched():
-    assert required_features(of(ROWS))[:3] == (WIDE, LEFT, REAR)
-    assert len(required_features(of(ROWS))) == 3 + 4
+def test_only_the_grids_cameras_are_fetched():
+    assert required_features(params_of(ROWS))[:3] == (WIDE, LEFT, REAR)
+    assert len(required_features(params_of(ROWS))) == 3 + 4
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def p(tmp_path_factory) -> Params:
     return cached_run.make(tmp_path_factory.mktemp("own"), vision={"cameras": ROWS})
 
 
-def test_the_cache_has_each_camera_in_its_cell(p):
+def test_cache_has_each_camera_in_its_cell(p):
     cache = Cache.open(p.cache_dir)
     cells = [WIDE, None, LEFT, REAR]
     assert cache.header["grid"] == {"name": "own", "rows": 2, "cols": 2, "cells": cells}
@@ -107,7 +109,7 @@ def test_the_cache_has_each_camera_in_its_cell(p):
     )
 
 
-def test_the_prompt_the_forecast_and_the_preview_speak_of_the_grid(p):
+def test_prompt_plan_and_preview_follow_the_grid(p):
     seen = model_input.what_the_model_sees(p, tokens.backbone_of(p), "b", "none", {})
     assert "3 cameras of one car in a 2x2 grid" in seen["question"]
     assert "front wide, empty; cross left, rear tele." in seen["question"]
@@ -118,7 +120,7 @@ def test_the_prompt_the_forecast_and_the_preview_speak_of_the_grid(p):
     assert choice.laid_over(p) == p and Preview(p).is_cached(choice)
 
 
-def test_an_adapter_of_another_grid_is_refused(p):
+def test_adapter_of_another_grid_is_refused(p):
     def seen(value, header=None):
         other = Params.from_values(p.values() | {"vision": {"cameras": value}})
         return model_input.what_the_model_sees(
@@ -133,7 +135,7 @@ def test_an_adapter_of_another_grid_is_refused(p):
         model_input.refuse_other(seen(ROWS), seen("4-cam"), "here")
 
 
-def test_a_cache_of_another_grid_is_refused(p):
+def test_cache_of_another_grid_is_refused(p):
     moved = [[None, WIDE], [LEFT, REAR]]
     other = Params.from_values(p.values() | {"vision": {"cameras": moved}})
     with pytest.raises(AvomniError, match="grid.cells: built with"):
@@ -150,7 +152,7 @@ def uneven(tmp_path_factory) -> Params:
     return cached_run.make(folder, vision={"cameras": UNEVEN}, processing=tile)
 
 
-def test_a_camera_over_several_cells_is_one_larger_tile(uneven):
+def test_camera_in_several_cells_is_one_larger_tile(uneven):
     cache = Cache.open(uneven.cache_dir)
     assert cache.header["grid"]["cells"] == [WIDE, WIDE, LEFT, WIDE, WIDE, REAR]
     assert cache.header["cameras"] == [WIDE, LEFT, REAR] == list(cache.cameras)
@@ -165,12 +167,12 @@ def test_a_camera_over_several_cells_is_one_larger_tile(uneven):
         clip, number, _ = map(int, read_frame(tile[0]))
         assert cameras.CAMERAS[number].name == name
     assert window.number == 0
-    # The whole picture in its shape: a wide one in a square has black bars above and below.
+    # Letterboxed: a wide picture in a square tile has black bars above and below.
     large = tiling.tile_of(frames, cache.grid, cache.tile, WIDE)
     assert not large[:, [0, -1]].any() and large[:, 32].any()
 
 
-def test_the_prompt_names_a_larger_tile(uneven):
+def test_prompt_explains_a_larger_tile(uneven):
     seen = model_input.what_the_model_sees(uneven, tokens.backbone_of(uneven), "b", "none", {})
     assert "3 cameras of one car in a 2x3 grid" in seen["question"]
     assert (
@@ -182,7 +184,7 @@ def test_the_prompt_names_a_larger_tile(uneven):
     assert "named in several cells" not in plain["question"]
 
 
-def test_the_preview_and_the_labels_follow_a_larger_tile(uneven):
+def test_preview_and_labels_follow_a_larger_tile(uneven):
     choice, grid = TilingChoice.of(uneven), cameras.grid(uneven.vision.cameras)
     preview = Preview(uneven)
     assert choice.laid_over(uneven) == uneven and preview.is_cached(choice)
@@ -195,23 +197,25 @@ def test_the_preview_and_the_labels_follow_a_larger_tile(uneven):
     left, top, _, _ = canvas.tile_box(cached.shape, grid, 0, 0, 2)
     large = cached[:64, :64].repeat(2, axis=0).repeat(2, axis=1)
     assert np.array_equal(sheet[top : top + 128, left : left + 128], large)
-    # Its name stands once, above its upper left cell.
+    # Its name is shown once, above its upper left cell.
     left, top, right, _ = canvas.tile_box(cached.shape, grid, 0, 1, 2)
     assert (sheet[: top - 1, left + 40 : right] == 255).all()
 
 
 @pytest.mark.parametrize(("setup", "shape"), [("4-cam", (2, 4)), ("7-cam", (4, 3))])
-def test_one_camera_is_made_larger_and_the_others_stand_around_it(setup, shape):
-    choice = TilingChoice.of(of(setup)).with_larger(WIDE)
+def test_enlarged_camera_spans_2x2_cells_among_the_others(setup, shape):
+    choice = TilingChoice.of(params_of(setup)).with_larger(WIDE)
     grid = choice.grid
     assert (grid.rows, grid.cols) == shape
     assert grid.span_of(WIDE) == (2, 2) and grid.cell_of(WIDE) == (0, 0)
     assert set(grid.cameras) == set(cameras.GRIDS[setup].cameras)
-    assert all(grid.span_of(each.name) == (1, 1) for each in grid.cameras if each.name != WIDE)
-    assert of(choice.grid.value).vision.cameras == choice.grid.value
+    assert all(
+        grid.span_of(camera.name) == (1, 1) for camera in grid.cameras if camera.name != WIDE
+    )
+    assert params_of(choice.grid.value).vision.cameras == choice.grid.value
 
 
-def test_another_grid_is_drawn_or_it_is_said_why_not(uneven):
+def test_preview_draws_another_grid_or_explains_why_not(uneven):
     view = TilePreview(uneven)
     drawn = view.figure_of(view.choice.with_larger(REAR))
     assert drawn.get_axes()
@@ -220,7 +224,7 @@ def test_another_grid_is_drawn_or_it_is_said_why_not(uneven):
     assert "vision tokens" in " ".join(view.figure_of(missing).get_suptitle().split())
 
 
-def test_the_front_camera_is_front_wide_or_else_the_first():
+def test_front_camera_is_front_wide_or_the_first():
     assert cameras.grid("4-cam").front is cameras.FRONT_WIDE
     rear = cameras.grid("4-cam").cameras[-1]
     assert cameras.grid([[rear.name, None]]).front is rear

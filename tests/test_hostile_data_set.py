@@ -1,4 +1,4 @@
-"""A data set whose tables name files: ids, templates and earlier results that lead elsewhere."""
+"""Clip ids, path templates and chosen.json with paths outside the data folder are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(published: Path, tmp_path: Path) -> Path:
-    """A copy that may be spoilt, deep enough for `..` to stay within the test's own folder."""
+    """A copy to change, deep enough for `..` to stay within the test's folder."""
     return shutil.copytree(published, tmp_path / "a/b/c/data")
 
 
@@ -50,21 +50,21 @@ def rename_clip(folder: Path, clip_id: str, *new_ids: str | bytes) -> None:
         table = pq.read_table(path)
         if "clip_id" not in table.column_names:
             continue
-        ids = [each.encode() for each in table["clip_id"].to_pylist()]
-        news = [each if isinstance(each, bytes) else each.encode() for each in new_ids]
+        ids = [old_id.encode() for old_id in table["clip_id"].to_pylist()]
+        news = [new if isinstance(new, bytes) else new.encode() for new in new_ids]
         named = [
             (row, new)
-            for row, each in enumerate(ids)
-            for new in (news if each == clip_id.encode() else [each])
+            for row, old_id in enumerate(ids)
+            for new in (news if old_id == clip_id.encode() else [old_id])
         ]
         plain = pa.array([new for _, new in named], pa.binary())
-        # Nobody checks on the way into a file that text is UTF-8.
+        # pyarrow writes text without checking that it is UTF-8.
         column = pa.Array.from_buffers(pa.string(), len(plain), plain.buffers())
         table = table.take(pa.array([row for row, _ in named]))
         table = table.set_column(table.column_names.index("clip_id"), "clip_id", column)
         pq.write_table(table, path)
-    texts = [each.decode("latin-1") if isinstance(each, bytes) else each for each in new_ids]
-    # zipfile cuts a name at NUL.
+    texts = [new.decode("latin-1") if isinstance(new, bytes) else new for new in new_ids]
+    # zipfile truncates a name at NUL.
     texts = [text for text in texts if "\0" not in text]
     for path in folder.rglob("*.zip"):
         named_members = {}
@@ -75,7 +75,7 @@ def rename_clip(folder: Path, clip_id: str, *new_ids: str | bytes) -> None:
 
 
 BAD_IDS = {
-    "climbs": "../../../../victim",
+    "leaves the folder": "../../../../victim",
     "is absolute": "/tmp/avomni_victim",
     "holds a slash": "a/b",
     "holds a backslash": "..\\victim",
@@ -85,10 +85,10 @@ BAD_IDS = {
     "is hidden": ".bashrc",
     "is 300 letters": "x" * 300,
     "is 201 bytes": "\u00e9" * 100 + "x",
-    "holds a line": "a\nb",
+    "holds a line break": "a\nb",
     "holds NUL": "a\0b",
     "holds an escape": "\x1b[2Jclear",
-    "turns the line": "a\u202egnp",
+    "has a bidi override": "a\u202egnp",
     "ends in a dot": "clip.",
     "ends in a space": "clip ",
     "names a drive": "C:clip",
@@ -96,18 +96,16 @@ BAD_IDS = {
 }
 
 
-def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
-    folder: Path, tmp_path: Path
-):
+def test_clips_with_unsafe_ids_are_reported_and_the_others_used(folder: Path, tmp_path: Path):
     rename_clip(folder, CLIP, *BAD_IDS.values())
     for name in ("victim", "victim.npz"):
         (tmp_path / name).write_text("mine")
     outside = {k: v for k, v in folder_run.content(tmp_path).items() if not k.startswith("a/b/c/")}
     good = {clip_id_of(0), clip_id_of(2)}
     p = Params.from_values(folder_run.values(tmp_path / "a/b/c/outputs", folder))
-    found = audit(p, None)
-    assert len(found.clips) == len(BAD_IDS) + 2
-    for row in found.clips:
+    report = audit(p, None)
+    assert len(report.clips) == len(BAD_IDS) + 2
+    for row in report.clips:
         is_good = row["clip_id"] in good
         assert row["state"] in (("sound", "odd") if is_good else ("damaged",))
         assert is_good or "is no plain name: " in row["reason"] and len(row["clip_id"]) < 100
@@ -123,7 +121,7 @@ def test_clips_whose_ids_are_no_plain_names_are_rows_and_the_others_go_on(
     assert not list(Path("/tmp").glob("avomni_victim*"))
 
 
-def test_several_bad_ids_may_even_be_the_same(folder: Path, tmp_path: Path):
+def test_equal_unsafe_ids_are_reported_separately(folder: Path, tmp_path: Path):
     for number in (0, 1):
         rename_clip(folder, clip_id_of(number), "..")
     p = Params.from_values(folder_run.values(tmp_path / "outputs", folder))
@@ -137,14 +135,14 @@ def test_several_bad_ids_may_even_be_the_same(folder: Path, tmp_path: Path):
     "clip_id",
     ["\u00e9t\u00e9", "clip 7", "2026-01-02T03:04", "a" * 200, "\u65e5\u672c", "-x", "a.b", "~x"],
 )
-def test_ids_that_are_plain_names_are_used_whatever_their_alphabet(folder: Path, clip_id: str):
+def test_safe_ids_of_any_alphabet_are_accepted(folder: Path, clip_id: str):
     rename_clip(folder, CLIP, clip_id)
     catalog = Catalog.open(folder)
     assert catalog.clips.faults == {}
     assert clip_id in catalog.usable(0, ["egomotion"])
 
 
-def test_a_named_clip_with_a_bad_id_says_why_it_cannot_be_used(folder: Path, tmp_path: Path):
+def test_selecting_a_clip_with_an_unsafe_id_is_an_error(folder: Path, tmp_path: Path):
     rename_clip(folder, CLIP, "../x")
     plain = folder_run.values(tmp_path / "outputs", folder)
     plain["download"]["clips"] = {"clip_ids": ["../x"]}
@@ -172,18 +170,18 @@ def change_feature(folder: Path, name: str, **changes: Any) -> None:
 GOOD_CHUNK, GOOD_MEMBER = "labels/egomotion/egomotion.chunk_{chunk_id:04d}.zip", "{clip_id}.x"
 BAD_CHUNK_PATHS = {
     "absolute": "/tmp/avomni/{chunk_id:04d}.zip",
-    "climbs": "../../victim_{chunk_id:04d}.zip",
-    "climbs within": "labels/../../victim_{chunk_id:04d}.zip",
-    "a field by place": "labels/{0}.zip",
+    "leaves the folder": "../../victim_{chunk_id:04d}.zip",
+    "leaves the folder by a subfolder": "labels/../../victim_{chunk_id:04d}.zip",
+    "a positional field": "labels/{0}.zip",
     "an empty field": "labels/{}.zip",
     "an attribute": "labels/{chunk_id.__class__}.zip",
     "an item": "labels/{chunk_id[0]}.zip",
     "a conversion": "labels/{chunk_id!r}.zip",
-    "a width without end": "{chunk_id:1000000000d}",
+    "a huge width": "{chunk_id:1000000000d}",
     "three digits of width": "labels/{chunk_id:0100d}.zip",
-    "a padded width without end": "labels/{chunk_id:01000000000d}.zip",
-    "a width of other digits": "labels/{chunk_id:0\u0664d}.zip",
-    "blanks for padding": "labels/{chunk_id:4d}.zip",
+    "a huge padded width": "labels/{chunk_id:01000000000d}.zip",
+    "a width in Arabic digits": "labels/{chunk_id:0\u0664d}.zip",
+    "space padding": "labels/{chunk_id:4d}.zip",
     "a sign": "labels/{chunk_id:+d}.zip",
     "a fraction": "labels/{chunk_id:.2f}.zip",
     "a field in a field": "labels/{chunk_id:{chunk_id}}.zip",
@@ -191,9 +189,9 @@ BAD_CHUNK_PATHS = {
     "another field beside it": "labels/{chunk_id:04d}{clip_id}.zip",
     "no field": "labels/all.zip",
     "braces": "labels/{{chunk_id}}.zip",
-    "half a brace": "labels/{chunk_id:04d}}.zip",
+    "a single closing brace": "labels/{chunk_id:04d}}.zip",
     "an open brace": "labels/{chunk_id:04d}{",
-    "the record of the folder": ".avomni/partial/{chunk_id:04d}.zip",
+    "the folder for records": ".avomni/partial/{chunk_id:04d}.zip",
     "a hidden file": "labels/.{chunk_id:04d}.zip",
     "a backslash": "labels\\{chunk_id:04d}.zip",
     "a drive": "C:/{chunk_id:04d}.zip",
@@ -203,12 +201,12 @@ BAD_CHUNK_PATHS = {
     "deep": "x/" * 1000 + "{chunk_id:04d}.zip",
     "wide": "{chunk_id:099d}" * 3,
     "a folder": "labels/{chunk_id:04d}/",
-    "nothing": "",
+    "an empty template": "",
 }
 
 
 @pytest.mark.parametrize("template", BAD_CHUNK_PATHS.values(), ids=BAD_CHUNK_PATHS)
-def test_a_template_that_leads_elsewhere_is_refused(folder: Path, template: str):
+def test_unsafe_chunk_path_template_is_refused(folder: Path, template: str):
     change_feature(folder, "egomotion", chunk_path=template)
     with pytest.raises(AvomniError, match="the template chunk_path .* is refused: ") as caught:
         Catalog.open(folder)
@@ -216,8 +214,10 @@ def test_a_template_that_leads_elsewhere_is_refused(folder: Path, template: str)
     assert len(str(caught.value)) < 1000
 
 
-def test_a_template_is_refused_before_it_is_used(folder: Path, tmp_path: Path):
-    change_feature(folder, "egomotion", chunk_path=BAD_CHUNK_PATHS["climbs within"])
+def test_unsafe_template_is_refused_before_any_file_changes(folder: Path, tmp_path: Path):
+    change_feature(
+        folder, "egomotion", chunk_path=BAD_CHUNK_PATHS["leaves the folder by a subfolder"]
+    )
     before = folder_run.content(tmp_path)
     p = Params.from_values(folder_run.values(tmp_path / "outputs", folder))
     for stage in (audit, download.fetch):
@@ -228,7 +228,7 @@ def test_a_template_is_refused_before_it_is_used(folder: Path, tmp_path: Path):
     } == before
 
 
-def test_a_hubs_template_writes_nothing_outside_the_data_folder(folder: Path, tmp_path: Path):
+def test_hubs_template_writes_nothing_outside_the_data_folder(folder: Path, tmp_path: Path):
     change_feature(folder, "egomotion", chunk_path=f"{tmp_path}/victim_{{chunk_id:04d}}.zip")
     plain = folder_run.values(tmp_path / "outputs", tmp_path / "data")
     plain["dataset"] |= {"source": "hub", "repo_id": "avomni/world", "license_accepted": True}
@@ -243,15 +243,15 @@ BAD_MEMBERS = {
     "a list in place of text": {"egomotion": ["{clip_id}.egomotion.parquet"]},
     "a number": {"egomotion": 7},
     "null": {"egomotion": None},
-    "a field by place": {"egomotion": "{0}.egomotion.parquet"},
+    "a positional field": {"egomotion": "{0}.egomotion.parquet"},
     "an attribute": {"egomotion": "{clip_id.__class__.__mro__}"},
     "a width": {"egomotion": "{clip_id:>1000000000}"},
     "a conversion": {"egomotion": "{clip_id!a}"},
     "another field": {"egomotion": "{clip_id}{chunk_id}"},
     "the same for all clips": {"egomotion": "egomotion.parquet"},
-    "climbs": {"egomotion": "../{clip_id}.parquet"},
+    "leaves the folder": {"egomotion": "../{clip_id}.parquet"},
     "absolute": {"egomotion": "/{clip_id}.parquet"},
-    "a kind that is a path": {"../egomotion": "{clip_id}.egomotion.parquet"},
+    "a path as a kind": {"../egomotion": "{clip_id}.egomotion.parquet"},
     "a list in place of kinds": ["{clip_id}.egomotion.parquet"],
     "text in place of kinds": "{clip_id}.egomotion.parquet",
     "true": True,
@@ -259,7 +259,7 @@ BAD_MEMBERS = {
 
 
 @pytest.mark.parametrize("members", BAD_MEMBERS.values(), ids=BAD_MEMBERS)
-def test_members_that_are_no_templates_are_refused(folder: Path, members: Any):
+def test_invalid_member_templates_are_refused(folder: Path, members: Any):
     change_feature(folder, "egomotion", clip_files_in_zip=json.dumps(members))
     with pytest.raises(AvomniError, match="is refused: ") as caught:
         Catalog.open(folder)
@@ -285,10 +285,10 @@ def test_members_that_are_no_templates_are_refused(folder: Path, members: Any):
     ],
     ids=[
         *("empty", "a long field", "UTF-16", "cut JSON", "NUL", "a column is missing"),
-        *("a short row", "features twice", "deep JSON", "a folder"),
+        *("a short row", "repeated features", "deep JSON", "a folder"),
     ],
 )
-def test_a_features_csv_that_is_none_is_one_error(folder: Path, spoil: Callable[[Path], Any]):
+def test_unreadable_features_csv_is_one_error(folder: Path, spoil: Callable[[Path], Any]):
     spoil(folder / "features.csv")
     with pytest.raises(AvomniError) as caught:
         catalog = Catalog.open(folder)
@@ -297,13 +297,13 @@ def test_a_features_csv_that_is_none_is_one_error(folder: Path, spoil: Callable[
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", "x" * 201, "a\nb"])
-def test_a_feature_is_a_plain_name(folder: Path, name: str):
+def test_unsafe_feature_name_is_refused(folder: Path, name: str):
     change_feature(folder, "egomotion", feature=name)
     with pytest.raises(AvomniError, match="is refused"):
         Catalog.open(folder)
 
 
-def test_a_byte_order_mark_is_read(folder: Path, tmp_path: Path):
+def test_features_csv_with_a_byte_order_mark_is_read(folder: Path, tmp_path: Path):
     """As spreadsheets write it."""
     path = folder / "features.csv"
     plain = Catalog.open(folder).features
@@ -314,40 +314,40 @@ def test_a_byte_order_mark_is_read(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("width", ["", ":04d", ":06d", ":04", ":010d"])
-def test_plain_widths_of_a_chunks_number_are_read(folder: Path, width: str):
+def test_chunk_number_widths_are_applied(folder: Path, width: str):
     change_feature(folder, "egomotion", chunk_path=f"labels/e_{{chunk_id{width}}}.zip")
     assert (
         Catalog.open(folder).path("egomotion", 7) == "labels/e_" + f"{{{width}}}".format(7) + ".zip"
     )
 
 
-# ---- files of our own that are read back
+# ---- chosen.json
 
 
 BAD_CHOICES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "a clip that climbs": lambda v: v["clip_ids"]["train"].append("../../victim"),
-    "a clip that is a number": lambda v: v["clip_ids"]["train"].append(7),
-    "a clip that is a list": lambda v: v["clip_ids"]["train"].append(["x"]),
-    "clips that are text": lambda v: v["clip_ids"].update(train="../x"),
-    "a file that climbs": lambda v: v["files"].update(
+    "a clip id that leaves the folder": lambda v: v["clip_ids"]["train"].append("../../victim"),
+    "a number as a clip id": lambda v: v["clip_ids"]["train"].append(7),
+    "a list as a clip id": lambda v: v["clip_ids"]["train"].append(["x"]),
+    "text in place of clip ids": lambda v: v["clip_ids"].update(train="../x"),
+    "a file that leaves the folder": lambda v: v["files"].update(
         {"../../../../victim": {"size": 4, "sha256": "0" * 64}}
     ),
-    "a file that is absolute": lambda v: v["files"].update(
+    "an absolute path": lambda v: v["files"].update(
         {"/tmp/victim": {"size": 4, "sha256": "0" * 64}}
     ),
-    "the folder's own record": lambda v: v["files"].update(
+    "a file of the folder's records": lambda v: v["files"].update(
         {".avomni/verified.json": {"size": 4, "sha256": "0" * 64}}
     ),
-    "a size that is none": lambda v: next(iter(v["files"].values())).update(size=-1),
-    "a file that is none": lambda v: v["files"].update({"a.zip": 7}),
-    "a chunk that is text": lambda v: v.update(chunks=["../0"]),
-    "a chunk below zero": lambda v: v.update(chunks=[-1]),
-    "a chunk that is true": lambda v: v.update(chunks=[True]),
+    "a negative size": lambda v: next(iter(v["files"].values())).update(size=-1),
+    "a number in place of a file": lambda v: v["files"].update({"a.zip": 7}),
+    "text as a chunk": lambda v: v.update(chunks=["../0"]),
+    "a negative chunk": lambda v: v.update(chunks=[-1]),
+    "true as a chunk": lambda v: v.update(chunks=[True]),
 }
 
 
 @pytest.mark.parametrize("spoil", BAD_CHOICES.values(), ids=BAD_CHOICES)
-def test_a_choice_that_names_other_files_is_refused_and_removes_none(
+def test_chosen_json_with_unsafe_values_is_refused(
     folder: Path, tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]
 ):
     p = folder_run.chosen(tmp_path / "a/b/c/outputs", folder)
@@ -363,12 +363,12 @@ def test_a_choice_that_names_other_files_is_refused_and_removes_none(
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-# ---- what to do about a file that is damaged
+# ---- fixes for damaged files
 
 
 @pytest.mark.parametrize("source", ["folder", "hub"])
 @pytest.mark.parametrize("spoil", ["cut", "removed", "no zip"])
-def test_only_who_can_fetch_is_told_to_fetch_again(
+def test_fix_for_a_damaged_file_depends_on_the_source(
     folder: Path, tmp_path: Path, source: str, spoil: str
 ):
     p = folder_run.chosen(tmp_path / "outputs", folder)

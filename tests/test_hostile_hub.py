@@ -1,4 +1,4 @@
-"""A hub that lies, and what is no hub at all: no file of the user is touched, no secret leaves."""
+"""Malicious hubs and servers that are not hubs: no user file changes and no secret is sent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lfs(**changes: Any) -> dict[str, Any]:
 
 
 def hub_that_lists(listed: Any) -> Callable[[str], Answer]:
-    """A hub that is right in all but its listing."""
+    """A hub whose responses are valid except for its listing."""
 
     def answer(path: str) -> Answer:
         if path.endswith("/refs"):
@@ -67,8 +67,8 @@ BAD_LISTINGS = {
     "sha256 is absolute": entry(**lfs(oid="/tmp/victim")),
     "sha256 is short": entry(**lfs(oid="ab" * 31)),
     "sha256 is in capitals": entry(**lfs(oid=SHA256.upper())),
-    "sha256 and a line": entry(**lfs(oid=SHA256 + "\n")),
-    "sha256 in other digits": entry(**lfs(oid="\u0661" * 64)),
+    "sha256 with a line break": entry(**lfs(oid=SHA256 + "\n")),
+    "sha256 in Arabic digits": entry(**lfs(oid="\u0661" * 64)),
     "sha256 is a list": entry(**lfs(oid=[SHA256])),
     "sha256 is a number": entry(**lfs(oid=7)),
     "git id is null": entry(oid=7, lfs=None),
@@ -78,17 +78,17 @@ BAD_LISTINGS = {
     "size is a fraction": entry(size=9.0),
     "size is text": entry(size="9"),
     "size is null": entry(size=None),
-    "size is without end": entry(size=10**400),
-    "path climbs": entry(path="labels/../../victim.txt"),
+    "size is huge": entry(size=10**400),
+    "path leaves the folder": entry(path="labels/../../victim.txt"),
     "path is absolute": entry(path="/tmp/victim.txt"),
     "path is hidden": entry(path=".avomni/verified.json"),
     "path holds NUL": entry(path="labels/a\0b"),
     "path holds a backslash": entry(path="labels\\..\\victim.txt"),
-    "path is of a drive": entry(path="C:/victim.txt"),
+    "path is on a drive": entry(path="C:/victim.txt"),
     "path has an empty part": entry(path="labels//a"),
     "path ends in a dot": entry(path="labels./a"),
-    "path is half a character": entry(path="labels/\ud800"),
-    "path turns the line": entry(path="labels/\u202egpj.exe"),
+    "path has a surrogate": entry(path="labels/\ud800"),
+    "path has a bidi override": entry(path="labels/\u202egpj.exe"),
     "path is long": entry(path="a" * 300),
     "path is deep": entry(path="a/" * 2000 + "a"),
     "path is a list": entry(path=[ZIP]),
@@ -97,7 +97,7 @@ BAD_LISTINGS = {
 
 
 @pytest.mark.parametrize("listed", BAD_LISTINGS.values(), ids=BAD_LISTINGS)
-def test_a_listing_that_names_something_else_is_refused_and_nothing_is_touched(
+def test_unsafe_listing_is_refused_and_changes_no_file(
     server: Answering, tmp_path: Path, listed: dict[str, Any]
 ):
     data = tmp_path / "a/b/data"
@@ -118,13 +118,13 @@ def test_a_listing_that_names_something_else_is_refused_and_nothing_is_touched(
     } == before
 
 
-def test_a_file_that_was_not_asked_for_is_not_taken(server: Answering):
+def test_unrequested_listing_entry_is_ignored(server: Answering):
     server.answer = hub_that_lists([entry(), entry(path="features.csv", lfs=None)])
     assert hub_of(server).sizes([ZIP]).keys() == {ZIP}
 
 
 @pytest.mark.parametrize("commit", ["../..", "c0" * 19, None, 7, ["c0" * 20], "C0" * 20, "main"])
-def test_a_commit_is_forty_hex_digits(server: Answering, commit: Any):
+def test_commit_must_be_40_hex_digits(server: Answering, commit: Any):
     main = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit}
     refs = Answer({"branches": [main], "converts": [], "tags": []})
     server.answer = lambda path: (
@@ -138,11 +138,11 @@ def test_a_commit_is_forty_hex_digits(server: Answering, commit: Any):
 NO_HUB = {
     "a web page": Answer(b"<html>Sign in</html>", headers={"Content-Type": "text/html"}),
     "a web page without its type": Answer(b"<!doctype html><p>Welcome to our hotel"),
-    "nothing": Answer(b""),
+    "an empty body": Answer(b""),
     "no content": Answer(b"", 204),
     "not modified": Answer(b"", 304),
-    "cut JSON": Answer(b'[{"type": "file", "path": "fea'),
-    "no UTF-8": Answer(b'"\xff\xfe\xff"'),
+    "truncated JSON": Answer(b'[{"type": "file", "path": "fea'),
+    "invalid UTF-8": Answer(b'"\xff\xfe\xff"'),
     "null": Answer(b"null"),
     "a number": Answer(7),
     "true": Answer(b"true"),
@@ -163,7 +163,7 @@ NO_HUB = {
 
 @pytest.mark.parametrize("given", NO_HUB.values(), ids=NO_HUB)
 @pytest.mark.parametrize("revision", [None, "v1", COMMIT], ids=["refs", "revision", "paths-info"])
-def test_what_is_no_hub_is_called_so_in_one_error(
+def test_response_that_is_not_a_hubs_is_one_error(
     server: Answering, given: Answer, revision: str | None
 ):
     server.answer = lambda path: given
@@ -173,7 +173,7 @@ def test_what_is_no_hub_is_called_so_in_one_error(
     assert "dataset.endpoint" in caught.value.fix
 
 
-def test_branches_that_are_none_are_no_hub_either(server: Answering):
+def test_invalid_branch_list_is_refused(server: Answering):
     for branches in ([], None, [None], {}, "main"):
         server.answer = lambda path, b=branches: Answer({"branches": b, "converts": [], "tags": []})
         with pytest.raises(AvomniError, match="no hub|no branch main"):
@@ -188,8 +188,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "published"
 
 
-def test_a_page_in_place_of_a_file_costs_nothing_of_what_has_come(folder: Path, tmp_path: Path):
-    """A network that asks to sign in again in the middle of a night's download."""
+def test_web_page_in_place_of_a_file_keeps_the_partial(folder: Path, tmp_path: Path):
+    """As when a captive portal asks to sign in again during a download."""
     content = (folder / ZIP).read_bytes()
     with local_hub.serve(folder, REPO) as real:
         remote = Hub(REPO, endpoint=real.endpoint).sizes([ZIP])[ZIP]
@@ -214,18 +214,16 @@ def test_a_page_in_place_of_a_file_costs_nothing_of_what_has_come(folder: Path, 
         {"Retry-After": "Mon, 99 Foo 99999 99:99:99 GMT"},
         {"RateLimit": f'"api";r=0;t={"9" * 5000}'},
     ],
-    ids=["another digit", "for ever", "no date", "a long number"],
+    ids=["a superscript digit", "a huge wait", "an invalid date", "a long number"],
 )
-def test_headers_that_no_hub_sends_end_in_one_error(server: Answering, headers: dict[str, str]):
+def test_invalid_wait_headers_end_in_one_error(server: Answering, headers: dict[str, str]):
     server.answer = lambda path: Answer(b"", 429, headers)
     with pytest.raises(AvomniError, match="takes no more requests|is no hub"):
         hub_of(server, revision=COMMIT).sizes([ZIP])
 
 
 @pytest.mark.parametrize("sent", ["bytes 9-", f"bytes {'1' * 5000}-2/9", "bytes 0-8/9", "\x1b[2J"])
-def test_a_range_that_was_not_asked_for_is_not_written(
-    server: Answering, tmp_path: Path, sent: str
-):
+def test_unrequested_range_is_not_written(server: Answering, tmp_path: Path, sent: str):
     remote = RemoteFile(ZIP, 9, SHA256)
     partial = transfer.path_of(tmp_path, remote)
     partial.parent.mkdir(parents=True)
@@ -251,7 +249,7 @@ PRIVATE = """
 https://hub.example http://127.0.0.1:8000 http://127.8.9.1 http://localhost http://LocalHost:1
 http://[::1]:80 https://user:secret@hub.example
 """
-IN_TWO_WAYS = r"""
+AMBIGUOUS = r"""
 hub.example ftp://hub.example file:///etc/passwd http:// http:///x http://[::1
 http://127.0.0.1\@evil.example http://127.0.0.1#@evil.example http://127.0.0.1?@evil.example
 http://a:secret@b@evil.example https://hub.example:port
@@ -262,7 +260,7 @@ OTHER_DIGITS = ["http://\uff11\uff12\uff17.0.0.1", "http://127\u30020\u30020\u30
 
 
 @pytest.mark.parametrize("endpoint", PLAIN.split())
-def test_no_token_goes_unencrypted_to_another_machine(endpoint: str):
+def test_token_is_not_sent_unencrypted_to_another_host(endpoint: str):
     with pytest.raises(AvomniError, match="unencrypted") as caught:
         Hub(REPO, endpoint=endpoint, token=TOKEN)
     assert TOKEN not in str(caught.value)
@@ -271,12 +269,12 @@ def test_no_token_goes_unencrypted_to_another_machine(endpoint: str):
 
 
 @pytest.mark.parametrize("endpoint", PRIVATE.split())
-def test_a_token_may_go_by_https_and_to_this_machine(endpoint: str):
+def test_token_is_allowed_over_https_and_to_localhost(endpoint: str):
     Hub(REPO, endpoint=endpoint, token=TOKEN)
 
 
-@pytest.mark.parametrize("endpoint", [*IN_TWO_WAYS.split(), *WITH_BLANKS, *OTHER_DIGITS])
-def test_an_endpoint_that_can_be_read_in_two_ways_is_none(endpoint: str):
+@pytest.mark.parametrize("endpoint", [*AMBIGUOUS.split(), *WITH_BLANKS, *OTHER_DIGITS])
+def test_ambiguous_endpoint_is_refused(endpoint: str):
     with pytest.raises(AvomniError, match="no address of a hub") as caught:
         Hub(REPO, endpoint=endpoint, token=TOKEN)
     assert "secret" not in str(caught.value)
@@ -294,8 +292,8 @@ def in_process(code: str, tmp_path: Path, **variables: str) -> subprocess.Comple
 ASK = f"from avomni_lib.dataset.download.hub import Hub; Hub({REPO!r}, {COMMIT!r}).sizes(['a'])"
 
 
-def test_the_environments_endpoint_is_one_too(server: Answering, tmp_path: Path):
-    """A proxy sees what is sent to a name that nobody has."""
+def test_endpoint_from_the_environment_is_checked_too(server: Answering, tmp_path: Path):
+    """The test server is the proxy and sees requests to a host that does not exist."""
     plain = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://hub.example", "http_proxy": server.endpoint}
     ran = in_process(ASK, tmp_path, **plain)
     assert "unencrypted to http://hub.example" in ran.stderr and "HF_ENDPOINT" in ran.stderr
@@ -310,9 +308,7 @@ def test_the_environments_endpoint_is_one_too(server: Answering, tmp_path: Path)
     assert server.asked[-1].endswith(f"/paths-info/{COMMIT}") and server.secrets == []
 
 
-def test_a_base_model_is_not_fetched_with_the_token_in_the_clear_either(
-    server: Answering, tmp_path: Path
-):
+def test_base_model_is_not_fetched_with_an_unencrypted_token(server: Answering, tmp_path: Path):
     plain = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://hub.example", "http_proxy": server.endpoint}
     code = "from avomni_lib.training.model.load import read_config; read_config('a/b', 'a/b')"
     ran = in_process(code, tmp_path, **plain)
@@ -320,14 +316,12 @@ def test_a_base_model_is_not_fetched_with_the_token_in_the_clear_either(
     assert server.secrets == []
 
 
-def test_the_users_token_stays_at_home_with_a_hub_of_this_machine(
-    server: Answering, tmp_path: Path
-):
+def test_users_token_is_not_sent_to_a_local_hub(server: Answering, tmp_path: Path):
     assert in_process(ASK, tmp_path, HF_TOKEN=TOKEN, HF_ENDPOINT=server.endpoint).returncode == 0
     assert server.asked and server.secrets == []
 
 
-def test_a_run_refuses_too_and_its_parameter_allows_it(monkeypatch: pytest.MonkeyPatch):
+def test_allow_plain_http_permits_an_unencrypted_token(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub = {"source": "hub", "endpoint": "http://hub.example", "repo_id": "a/b"}
     with pytest.raises(AvomniError, match="unencrypted") as caught:
@@ -337,9 +331,7 @@ def test_a_run_refuses_too_and_its_parameter_allows_it(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_no_secret_follows_a_redirect_to_another_host(
-    server: Answering, tmp_path: Path, status: int
-):
+def test_redirect_to_another_host_carries_no_secret(server: Answering, tmp_path: Path, status: int):
     with answering(hub_that_lists([entry()])) as other:
         where = f"http://localhost:{other.port}"
         server.answer = lambda path: Answer(b"", status, {"Location": where + path})
@@ -353,7 +345,7 @@ def test_no_secret_follows_a_redirect_to_another_host(
         assert len(server.secrets) == len(server.asked)
 
 
-def test_a_user_and_password_are_sent_and_never_shown(
+def test_password_in_the_endpoint_is_sent_and_never_shown(
     server: Answering, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     address = server.endpoint.replace("://", "://user:pa%40ss-secret@")
@@ -377,7 +369,7 @@ def test_a_user_and_password_are_sent_and_never_shown(
     assert "secret" not in " ".join(shown) + caplog.text and "pa%40" not in " ".join(shown)
 
 
-def test_a_password_goes_no_more_unencrypted_than_a_token():
+def test_password_is_not_sent_unencrypted_to_another_host():
     with pytest.raises(AvomniError, match="unencrypted to http://hub.example") as caught:
         Hub(REPO, endpoint="http://user:secret@hub.example")
     assert "secret" not in str(caught.value)
@@ -385,14 +377,14 @@ def test_a_password_goes_no_more_unencrypted_than_a_token():
 
 
 @pytest.mark.parametrize("where", ["what", "where", "fix"])
-def test_no_error_shows_the_password_of_an_address(where: str):
+def test_errors_hide_passwords_in_addresses(where: str):
     text = "see https://user:pass@word@hub.example/a, http://t@h.example and a@b.example"
     error = AvomniError("x", **{where: text}) if where != "what" else AvomniError(text)
     assert "see https://hub.example/a, http://h.example and a@b.example" in str(error)
     assert "pass" not in repr(error) + str(error.args)
 
 
-def test_params_keep_no_password(tmp_path: Path):
+def test_params_refuse_an_endpoint_with_a_password(tmp_path: Path):
     for address in ("https://user:secret@hub.example", ["https://user:secret@hub.example"]):
         with pytest.raises(AvomniError) as caught:
             Params.from_values({"dataset": {"endpoint": address}})
@@ -402,7 +394,7 @@ def test_params_keep_no_password(tmp_path: Path):
 @pytest.mark.parametrize(
     "token", ["hf_\u00e9secret", "hf_a secret", "hf_a\nsecret", "hf_\x00secret"]
 )
-def test_a_token_that_cannot_be_one_is_refused_unseen(server: Answering, token: str):
+def test_malformed_token_is_refused_and_not_shown(server: Answering, token: str):
     with pytest.raises(AvomniError, match="characters that no token has") as caught:
         hub_of(server, token=token)
     assert "secret" not in str(caught.value)
@@ -411,7 +403,7 @@ def test_a_token_that_cannot_be_one_is_refused_unseen(server: Answering, token: 
 @pytest.mark.parametrize(
     "repo_id", ["a/b/c", "../..", "/etc", "a/..", "a b/c", "", "a/b\n", "a?b=1"]
 )
-def test_the_name_of_a_data_set_reaches_no_other_address(server: Answering, repo_id: str):
+def test_malformed_repo_id_is_refused(server: Answering, repo_id: str):
     with pytest.raises(AvomniError, match="no name of a data set"):
         Hub(repo_id, endpoint=server.endpoint)
 
@@ -419,7 +411,7 @@ def test_the_name_of_a_data_set_reaches_no_other_address(server: Answering, repo
 @pytest.mark.parametrize(
     "revision", ["..", "../../whoami-v2", "/x", "a b", "a?b", "a\0", "a#b", "", "%2e"]
 )
-def test_a_revision_reaches_no_other_address(server: Answering, revision: str):
+def test_malformed_revision_is_refused(server: Answering, revision: str):
     with pytest.raises(AvomniError, match="the revision .* is refused"):
         hub_of(server, revision=revision)
 
@@ -427,7 +419,7 @@ def test_a_revision_reaches_no_other_address(server: Answering, revision: str):
 # ---- the local hub
 
 
-def test_the_local_hub_serves_nothing_from_outside_its_folder(folder: Path, tmp_path: Path):
+def test_local_hub_serves_nothing_outside_its_folder(folder: Path, tmp_path: Path):
     (tmp_path / "secret.txt").write_text("mine")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/other.txt").write_text("mine")
@@ -452,7 +444,9 @@ def test_the_local_hub_serves_nothing_from_outside_its_folder(folder: Path, tmp_
 
 
 @pytest.mark.parametrize("of_folder", [False, True])
-def test_a_file_that_becomes_a_link_is_not_served(folder: Path, tmp_path: Path, of_folder: bool):
+def test_local_hub_does_not_serve_a_file_replaced_by_a_link(
+    folder: Path, tmp_path: Path, of_folder: bool
+):
     with local_hub.serve(folder, REPO) as real:
         hub = Hub(REPO, endpoint=real.endpoint, backoff=Backoff(0.01, 2))
         remote = hub.sizes([ZIP])[ZIP]
@@ -465,7 +459,7 @@ def test_a_file_that_becomes_a_link_is_not_served(folder: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("where", ["http://hub.example", "local://{}/store", "file://{}/store", ""])
-def test_xets_storage_is_an_address_that_a_token_may_go_to(
+def test_insecure_xet_address_falls_back_to_plain_download(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str
 ):
     with local_hub.serve(folder, REPO, xet=where.format(tmp_path)) as real:

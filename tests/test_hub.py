@@ -1,4 +1,4 @@
-"""The door to huggingface_hub: the real client against a server, every refusal in plain words."""
+"""The real huggingface_hub client against a local server, and the errors of refusals."""
 
 import hashlib
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def hub(server: LocalHub) -> Hub:
     return Hub(REPO, endpoint=server.endpoint)
 
 
-def test_making_a_hub_asks_nothing_and_the_commit_is_asked_for_once(server: LocalHub, hub: Hub):
+def test_commit_is_requested_once_and_on_demand(server: LocalHub, hub: Hub):
     assert server.requests == []
     assert hub.commit == hub.commit == server.commit
     assert len(server.requests) == 1
@@ -43,7 +43,7 @@ def test_making_a_hub_asks_nothing_and_the_commit_is_asked_for_once(server: Loca
     assert Hub(REPO, server.commit, server.endpoint).commit == server.commit
 
 
-def test_sizes_are_exact_and_what_is_not_there_is_left_out(hub: Hub, folder: Path):
+def test_sizes_are_exact_and_missing_paths_are_omitted(hub: Hub, folder: Path):
     listed = hub.sizes(["features.csv", ZIP, "camera/no_such.zip", "labels"])
     content = (folder / ZIP).read_bytes()
     assert listed.keys() == {"features.csv", ZIP}
@@ -53,7 +53,7 @@ def test_sizes_are_exact_and_what_is_not_there_is_left_out(hub: Hub, folder: Pat
     assert listed["features.csv"].blob_id == git_blob_id((folder / "features.csv").read_bytes())
 
 
-def test_an_unknown_revision_or_repository_is_said(server: LocalHub):
+def test_unknown_revision_or_repository_is_an_error(server: LocalHub):
     for revision in ("no-such-tag", "0" * 40):
         with pytest.raises(AvomniError, match=f"has no revision '{revision}'") as caught:
             Hub(REPO, revision, server.endpoint).sizes(["features.csv"])
@@ -71,20 +71,20 @@ hub.fetch(hub.sizes([{ZIP!r}])[{ZIP!r}], Path(sys.argv[2]))
 """
 
 
-def test_a_proxy_is_not_asked_for_this_machines_own_hub(server: LocalHub, tmp_path: Path):
-    """Nor do the client's own bars say a word."""
+def test_local_hub_is_not_reached_through_a_proxy(server: LocalHub, tmp_path: Path):
+    """The client's progress bars are silent too."""
     nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
     process = python(FETCH, server.endpoint, str(tmp_path), NO_PROXY="", **nowhere)
     assert process.communicate() == (None, "") and process.returncode == 0
 
 
-def test_offline_mode_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+def test_offline_mode_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(AvomniError, match="cannot ask the hub for .*: HF_HUB_OFFLINE is set"):
         hub.sizes([ZIP])
 
 
-def test_a_token_that_no_hub_knows_is_explained_without_the_hubs_own_code():
+def test_status_401_without_an_error_code_is_explained():
     page = f"https://huggingface.co/datasets/{REPO}"
     error = responses.explain(401, None, "refs", page, None)
     assert "asks for a valid token" in error.what and error.where == page

@@ -1,4 +1,4 @@
-"""A run's clips as a LeRobot data set: read back by the source that reads them from the hub."""
+"""A run's clips exported as a LeRobot data set, and read back by the LeRobot source."""
 
 from __future__ import annotations
 
@@ -36,45 +36,45 @@ def reads(folder: Path, data: Path) -> Params:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, lerobot.Exported]:
-    """Recordings in a folder whose frames bear their names, exported."""
+    """An export of a folder of clips whose frames encode clip, camera and frame number."""
     folder = tmp_path_factory.mktemp("own")
     data = write_published_set(folder / "data", num_chunks=1, clips_per_chunk=6, seconds=3.0)
     text = (data / "features.csv").read_text().splitlines(keepends=True)
-    own = [line for line in text if not line.startswith(("lidar", "radar", "obstacle"))]
-    (data / "features.csv").write_text("".join(own))
+    lines = [line for line in text if not line.startswith(("lidar", "radar", "obstacle"))]
+    (data / "features.csv").write_text("".join(lines))
     p = Params.from_values(folder_run.values(folder, data) | {"vision": {"cameras": "4-cam"}})
     download.fetch(p, None)
     return p, lerobot.export(p, folder / "exported")
 
 
-def test_frames_and_poses_are_the_clips_at_the_moments_of_the_cache(exported, tmp_path: Path):
-    p, made = exported
-    assert [row["episode"] for row in made.rows] == list(range(6))
+def test_exported_frames_and_poses_match_the_clips(exported, tmp_path: Path):
+    p, export = exported
+    assert [row["episode"] for row in export.rows] == list(range(6))
     before = Catalog.of(p)
-    read = reads(tmp_path, made.folder)
+    read = reads(tmp_path, export.folder)
     after = Catalog.of(read)
-    for row in made.rows[:2]:
-        clip = open_clip(made.folder, after, f"episode_{row['episode']:06d}")
+    for row in export.rows[:2]:
+        clip = open_clip(export.folder, after, f"episode_{row['episode']:06d}")
         source = open_clip(p.local_dir, before, row["clip_id"])
         number = before.clips.row_of(row["clip_id"])
         camera = "camera_rear_left_70fov"
         stamps = clip.timestamps(camera)
         images = reader.read_frames(clip.video(camera), stamps, timestamps_us=stamps).images
-        own = source.timestamps(camera)
+        source_stamps = source.timestamps(camera)
         seen = [read_frame(image) for image in images]
         assert {clip_number for clip_number, _, _ in seen} == {number}
-        # Frames of 30 a second, ten a second of them.
+        # 30 frames a second, sampled at 10 Hz.
         assert set(np.diff([frame for _, _, frame in seen])) == {3}
-        moved = clip.egomotion()
-        first_s = own[seen[0][2]] / 1e6
+        motion = clip.egomotion()
+        first_s = source_stamps[seen[0][2]] / 1e6
         driven = Drive(number).travelled(first_s + 1.0) - Drive(number).travelled(first_s)
-        way = np.linalg.norm(np.diff([moved["x"][:11], moved["y"][:11]], axis=1), axis=0).sum()
-        assert way == pytest.approx(driven, abs=0.2)
+        path_m = np.linalg.norm(np.diff([motion["x"][:11], motion["y"][:11]], axis=1), axis=0).sum()
+        assert path_m == pytest.approx(driven, abs=0.2)
 
 
-def test_an_exported_data_set_is_sound_and_goes_through_the_stages(exported, tmp_path: Path):
-    _, made = exported
-    p = reads(tmp_path, made.folder)
+def test_exported_data_set_passes_audit_and_can_be_built(exported, tmp_path: Path):
+    _, export = exported
+    p = reads(tmp_path, export.folder)
     audited = audit.audit(p, None)
     assert {row["state"] for row in audited.clips} == {"sound"}, audited.summary
     assert download.fetch(p, None).figures["clips_by_split"] == dict.fromkeys(
@@ -85,13 +85,13 @@ def test_an_exported_data_set_is_sound_and_goes_through_the_stages(exported, tmp
     assert len(Windows(cache, 4, 2)) > 0
 
 
-def test_rendered_clips_are_exported_by_the_command_line(tmp_path: Path, capsys):
+def test_command_line_exports_rendered_clips(tmp_path: Path, capsys):
     values = folder_run.values(tmp_path, tmp_path / "raw", sample_hz=5.0)
     values["dataset"] = {"source": "world", "world": WORLD, "local_dir": str(tmp_path / "raw")}
     p = Params.from_values(values)
-    publish(p, tmp_path / "raw")  # as 02 leaves it, without the hub between
-    own = {"source": "folder", "local_dir": str(tmp_path / "raw")}
-    download.fetch(Params.from_values(values | {"dataset": own}), None)
+    publish(p, tmp_path / "raw")  # as 02 does, without a hub
+    folder_source = {"source": "folder", "local_dir": str(tmp_path / "raw")}
+    download.fetch(Params.from_values(values | {"dataset": folder_source}), None)
     path = tmp_path / "world.yaml"
     path.write_text(yaml.safe_dump(values))
     assert main(["export", str(path), "--lerobot"]) == 0
@@ -109,7 +109,7 @@ def test_confidential_clips_are_refused(exported, tmp_path: Path):
     gated = p.dataset.model_copy(update={"repo_id": "nvidia/PhysicalAI-Autonomous-Vehicles"})
     with pytest.raises(AvomniError, match="confidential: their licence forbids"):
         lerobot.export(p.model_copy(update={"dataset": gated}), tmp_path / "out")
-    # A copy of the real set in a folder, whatever it is called.
+    # A copy of the real data set in a folder of any name.
     data = write_published_set(tmp_path / "data", num_chunks=1, clips_per_chunk=3)
     copied = folder_run.chosen(tmp_path, data)
     with pytest.raises(AvomniError, match="confidential: their licence forbids"):
@@ -117,7 +117,7 @@ def test_confidential_clips_are_refused(exported, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_rate_that_is_no_whole_number_is_refused(exported, tmp_path: Path):
+def test_fractional_rate_is_refused(exported, tmp_path: Path):
     p, _ = exported
     half = p.processing.model_copy(update={"sample_hz": 2.5})
     with pytest.raises(AvomniError, match="LeRobot's fps is a whole"):

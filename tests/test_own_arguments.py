@@ -1,6 +1,6 @@
-"""What `pack` is given by mistake: each is refused with the argument, the row and the clip.
+"""Invalid arguments of `pack` are refused with the argument, the row and the clip.
 
-Nothing is written then, and all that is wrong with a call is said at once.
+Nothing is written then, and all mistakes of a call are reported at once.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def clip_of(video: Path, name: Any = "drive", **values: Any) -> OwnClip:
-    own: dict[str, Any] = {"t_s": T_S, "position_m": POSITION, "heading_rad": HEADING}
+    arguments: dict[str, Any] = {"t_s": T_S, "position_m": POSITION, "heading_rad": HEADING}
     videos = values.pop("videos", dict.fromkeys(CAMERAS, video))
-    return OwnClip(name, videos, **(own | values))
+    return OwnClip(name, videos, **(arguments | values))
 
 
 def refusal(clips: Any, folder: Path) -> str:
-    """The error's text; nothing is left on the disk."""
+    """The error of `pack`, which leaves nothing on the disk."""
     before = sorted(folder.iterdir())
     with pytest.raises(AvomniError) as refused:
         pack(folder / "data", clips)
@@ -61,13 +61,13 @@ def refusal(clips: Any, folder: Path) -> str:
 
 
 def fault(clip: OwnClip) -> str:
-    """What is wrong with one clip."""
+    """The error of `check` for one clip."""
     with pytest.raises(AvomniError) as refused:
         check([clip])
     return str(refused.value)
 
 
-def but(values: np.ndarray, row: int, value: Any) -> np.ndarray:
+def with_row(values: np.ndarray, row: int, value: Any) -> np.ndarray:
     """A copy with one row changed."""
     values = np.array(values, np.float64)
     values[row] = value
@@ -82,7 +82,7 @@ def masked(values: np.ndarray, row: int) -> np.ma.MaskedArray:
 
 UTC = datetime.datetime(2024, 5, 1, 12, tzinfo=datetime.UTC)
 DATES = [UTC + datetime.timedelta(seconds=float(t)) for t in T_S]
-SOUND = {
+VALID = {
     "t_s": T_S,
     "position_m": POSITION,
     "heading_rad": HEADING,
@@ -91,10 +91,10 @@ SOUND = {
     "speed_m_s": np.full(len(T_S), 8.0),
     "frames": FRAMES_S,
 }
-# What an array is made into -> (how, what the error says of it).
+# Fault of an array -> (change, part of the message).
 SPOILT = {
-    "nan": (lambda a: but(a, 7, np.nan), "row 7"),
-    "infinite": (lambda a: but(a, 9, -np.inf), "row 9"),
+    "nan": (lambda a: with_row(a, 7, np.nan), "row 7"),
+    "infinite": (lambda a: with_row(a, 9, -np.inf), "row 9"),
     "masked": (lambda a: masked(a, 3), "row 3"),
     "complex": (lambda a: a + 0j, "complex128"),
     "booleans": (lambda a: a > 0, "bool"),
@@ -107,8 +107,8 @@ SPOILT = {
     "one row short": (lambda a: a[1:], "shape"),
     "one axis more": (lambda a: a[None], "shape"),
     "one number": (lambda a: 3.0, "shape"),
-    "nothing": (lambda a: a[:0], "shape"),
-    "a word": (lambda a: "poses.csv", "text"),
+    "empty": (lambda a: a[:0], "shape"),
+    "a string": (lambda a: "poses.csv", "text"),
     "a dict": (lambda a: {"x": 1}, "dict"),
     "a generator": (lambda a: (x for x in a), "generator"),
     "a set": (lambda a: {1.0, 2.0}, "set"),
@@ -118,12 +118,12 @@ SPOILT = {
 }
 
 
-# Each kind of one argument, and what is wrong with a row or a shape of each.
+# Every fault of position_m, and the faults of rows and shapes of each other argument.
 SPOILT_ARGUMENTS = [("position_m", kind) for kind in SPOILT] + [
     (argument, kind)
-    for argument in SOUND
+    for argument in VALID
     if argument != "position_m"
-    for kind in ("nan", "masked", "text", "one row short", "nothing", "one axis more")
+    for kind in ("nan", "masked", "text", "one row short", "empty", "one axis more")
 ]
 
 
@@ -134,22 +134,22 @@ def _object(values: np.ndarray, row: int, value: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("argument", "kind"), SPOILT_ARGUMENTS)
-def test_an_array_that_holds_no_numbers_is_named(argument, kind, video):
-    spoil, says = SPOILT[kind]
-    spoilt = spoil(SOUND[argument])
-    values: dict[str, Any] = {argument: spoilt}
+def test_invalid_array_is_refused_by_argument_and_row(argument, kind, video):
+    spoil, message = SPOILT[kind]
+    changed = spoil(VALID[argument])
+    values: dict[str, Any] = {argument: changed}
     named = argument
     if argument == "frames":
-        values, named = {"frame_times_s": {FRONT: spoilt}}, f"frame_times_s[{FRONT!r}]"
+        values, named = {"frame_times_s": {FRONT: changed}}, f"frame_times_s[{FRONT!r}]"
     if argument == "quaternion":
         values["heading_rad"] = None
     if argument == "velocity_mps":
         values["position_m"] = LEVEL
-    if argument == "t_s" and kind == "nothing":
-        says = "at least two"
+    if argument == "t_s" and kind == "empty":
+        message = "at least two"
     text = fault(clip_of(video, **values))
-    assert named in text or says == "shape" and "of shape" in text, text
-    assert says in text and "clip 'drive'" in text, text
+    assert named in text or message == "shape" and "of shape" in text, text
+    assert message in text and "clip 'drive'" in text, text
 
 
 RAGGED = POSITION.tolist()
@@ -169,9 +169,9 @@ SPOILT_TIMES = {
     "Unix nanoseconds": ((T_S * 1e9).astype(np.int64) + 1_700_000_000_000_000_000, "nanoseconds"),
     "Unix milliseconds": (T_S * 1e3 + 1.7e12, "milliseconds"),
     "row numbers": (np.arange(len(T_S)), "at least two poses a second"),
-    "out of order": (but(T_S, 20, T_S[18] - 0.01), "row 20"),
+    "out of order": (with_row(T_S, 20, T_S[18] - 0.01), "row 20"),
     "backwards": (T_S[::-1], "row 1"),
-    "a time twice": (but(T_S, 20, T_S[19]), "row 20, which has the time of the row before"),
+    "a repeated time": (with_row(T_S, 20, T_S[19]), "row 20, which has the time of the row before"),
     "float32 of Unix times": ((T_S + 1.7e9).astype(np.float32), "float32"),
 }  # fmt: skip
 
@@ -182,30 +182,30 @@ FRAME_TIMES = {
     "nanoseconds": ((FRAMES_S * 1e9).astype(np.int64), "nanoseconds"),
     "frame numbers": (np.arange(NUM_FRAMES), "frame numbers"),
     "backwards": (FRAMES_S[::-1], "row 1"),
-    "a time twice": (but(FRAMES_S, 30, FRAMES_S[29]), "row 30"),
-    "one too many": (np.arange(NUM_FRAMES + 1) / 30, "45 frames in the video"),
+    "a repeated time": (with_row(FRAMES_S, 30, FRAMES_S[29]), "row 30"),
+    "one time too many": (np.arange(NUM_FRAMES + 1) / 30, "45 frames in the video"),
     "dates": (np.datetime64("2024-05-01") + (FRAMES_S * 1e6).astype("timedelta64[us]"), "dates"),
     "on another clock": (FRAMES_S + 1.7e9, "the cameras do not overlap"),
-    "an hour off": (FRAMES_S + 3600, "the cameras do not overlap"),
-    "mostly beside the others": (FRAMES_S + 1.2, "in common"),
+    "off by an hour": (FRAMES_S + 3600, "the cameras do not overlap"),
+    "little overlap with the others": (FRAMES_S + 1.2, "in common"),
 }
 
 
 @pytest.mark.parametrize("kind", SPOILT_TIMES)
-def test_times_in_another_form_or_order_are_refused_with_the_way_out(kind, video):
-    times, says = SPOILT_TIMES[kind]
+def test_invalid_pose_times_are_refused_with_a_fix(kind, video):
+    times, message = SPOILT_TIMES[kind]
     text = fault(clip_of(video, t_s=times))
-    assert "t_s" in text and says in text, text
+    assert "t_s" in text and message in text, text
 
 
 @pytest.mark.parametrize("kind", FRAME_TIMES)
-def test_frame_times_in_another_form_are_refused_with_their_camera(kind, video):
-    times, says = FRAME_TIMES[kind]
+def test_invalid_frame_times_are_refused_with_their_camera(kind, video):
+    times, message = FRAME_TIMES[kind]
     text = fault(clip_of(video, frame_times_s={CAMERAS[2]: times}))
-    assert "frame_times_s" in text and CAMERAS[2] in text and says in text, text
+    assert "frame_times_s" in text and CAMERAS[2] in text and message in text, text
 
 
-def test_clocks_that_do_not_meet_are_refused(video):
+def test_pose_and_frame_times_without_overlap_are_refused(video):
     unix = dict.fromkeys(CAMERAS, FRAMES_S + 1.7e9)
     text = fault(clip_of(video, frame_times_s=unix))
     assert "ego motion covers no frame" in text and "t_s" in text
@@ -217,24 +217,24 @@ def test_clocks_that_do_not_meet_are_refused(video):
     assert check([clip_of(video, t_s=T_S + 1.7e9, frame_times_s=unix)])
 
 
-WORDS = {
+BAD_VALUES = {
     "text for an hour": ({"hour": "07"}, "hour is '07'", "give int('07')"),
     "hour 24": ({"hour": 24}, "hour is 24", "from 0 to 23"),
-    "half an hour": ({"hour": 7.5}, "hour is 7.5", "from 0 to 23"),
-    "no hour": ({"hour": float("nan")}, "hour is nan", "None"),
-    "true": ({"hour": True}, "hour is True", "whole number"),
+    "a fractional hour": ({"hour": 7.5}, "hour is 7.5", "from 0 to 23"),
+    "nan for an hour": ({"hour": float("nan")}, "hour is nan", "None"),
+    "a bool for an hour": ({"hour": True}, "hour is True", "whole number"),
     "month 13": ({"month": 13}, "month is 13", "from 1 to 12"),
     "a month's name": ({"month": "May"}, "month is 'May'", "from 1 to 12"),
     "a country's number": ({"country": 49}, "country is 49", "text"),
-    "half a character": ({"country": "\ud800"}, "country is", "cannot be printed"),
-    "a name of two lines": ({"name": "a\nb\x1b[31m"}, "name is 'a\\nb", "cannot be printed"),
-    "a speed that is no speed": ({"speed_m_s": but(T_S * 0, 8, 1e308)}, "row 8", "placeholder"),
-    "velocities that are none": (
+    "a surrogate": ({"country": "\ud800"}, "country is", "cannot be printed"),
+    "a name with a line break": ({"name": "a\nb\x1b[31m"}, "name is 'a\\nb", "cannot be printed"),
+    "an impossible speed": ({"speed_m_s": with_row(T_S * 0, 8, 1e308)}, "row 8", "placeholder"),
+    "huge velocities": (
         {"velocity_mps": np.full((len(T_S), 3), 1e300)},
         "velocity_mps is 1e+300 at row 0",
         "unit",
     ),
-    "places without a fix": (
+    "positions without a GPS fix": (
         {"position_m": np.outer(np.arange(100) % 4 > 0, (52.0, 13.0)), "frame": "wgs84"},
         "which no car does; fastest at row",
         "placeholders",
@@ -256,14 +256,14 @@ WORDS = {
     "heading and quaternion": ({"quaternion": QUATERNION}, "either heading_rad", "both"),
     "degrees": ({"heading_rad": np.degrees(HEADING)}, "heading_rad is", "np.radians"),
     "zero quaternions": (
-        {"heading_rad": None, "quaternion": but(QUATERNION, 13, 0.0)},
+        {"heading_rad": None, "quaternion": with_row(QUATERNION, 13, 0.0)},
         "row 13",
         "length 0",
     ),
     "ragged positions": ({"position_m": RAGGED}, "row 11 is [1.0, 2.0, 3.0]", "as many numbers"),
-    "columns for rows": ({"position_m": POSITION.T}, "of shape (2, 100)", "position_m.T"),
-    "geocentric and flat": ({"frame": "ecef"}, "position_m", "(100, 3)"),
-    "huge": ({"position_m": but(POSITION, 50, 1e308)}, "row 50", "placeholder"),
+    "transposed positions": ({"position_m": POSITION.T}, "of shape (2, 100)", "position_m.T"),
+    "geocentric without height": ({"frame": "ecef"}, "position_m", "(100, 3)"),
+    "huge": ({"position_m": with_row(POSITION, 50, 1e308)}, "row 50", "placeholder"),
     "float32 of a far map": (
         {"position_m": (POSITION + (5e5, 5e6)).astype(np.float32)},
         "float32",
@@ -289,14 +289,14 @@ WORDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", WORDS)
-def test_a_value_that_means_nothing_is_refused_with_its_argument(kind, video):
-    values, says, fix = WORDS[kind]
+@pytest.mark.parametrize("kind", BAD_VALUES)
+def test_invalid_value_is_refused_with_its_argument(kind, video):
+    values, message, fix = BAD_VALUES[kind]
     text = fault(clip_of(video, **values))
-    assert says in text and fix in text and "clip " in text, text
+    assert message in text and fix in text and "clip " in text, text
 
 
-def test_what_a_table_of_pandas_or_a_list_gives_is_taken(video):
+def test_pandas_columns_lists_and_rotations_are_accepted(video):
     table = pd.DataFrame({"t": T_S, "x": POSITION[:, 0], "y": POSITION[:, 1], "h": HEADING})
     clip = clip_of(
         video,
@@ -312,11 +312,13 @@ def test_what_a_table_of_pandas_or_a_list_gives_is_taken(video):
     whole = np.ma.array(T_S)
     assert check([clip_of(video, t_s=whole, position_m=POSITION.astype(np.float32))])
     turn = Rotation.from_euler("z", HEADING[:, None])
-    given = check([clip_of(video, heading_rad=None, quaternion=turn)]).clips[0]
-    assert given == check([clip_of(video, heading_rad=None, quaternion=QUATERNION)]).clips[0]
+    from_rotation = check([clip_of(video, heading_rad=None, quaternion=turn)]).clips[0]
+    assert (
+        from_rotation == check([clip_of(video, heading_rad=None, quaternion=QUATERNION)]).clips[0]
+    )
 
 
-def test_numpys_numbers_and_text_are_written_as_plain_ones(video, tmp_path):
+def test_numpy_scalars_are_written_as_plain_values(video, tmp_path):
     words = {"month": np.int64(5), "hour": np.uint8(0), "country": np.str_("Iceland")}
     clip = clip_of(video, split=np.str_("val"), **words)
     folder = pack(tmp_path / "data", [clip]).folder
@@ -328,12 +330,12 @@ def test_numpys_numbers_and_text_are_written_as_plain_ones(video, tmp_path):
     }
 
 
-def test_everything_wrong_with_a_call_is_said_at_once(video, tmp_path):
+def test_all_mistakes_of_a_call_are_reported_at_once(video, tmp_path):
     clips = [
-        clip_of(video, "one", hour="07", month=13, t_s=but(T_S, 4, np.nan)),
+        clip_of(video, "one", hour="07", month=13, t_s=with_row(T_S, 4, np.nan)),
         clip_of(video, "two"),
         clip_of(video, "three", videos=dict.fromkeys(CAMERAS, tmp_path / "no.mp4"), country=3),
-        clip_of(video, "two", heading_rad=but(HEADING, 8, np.inf)),
+        clip_of(video, "two", heading_rad=with_row(HEADING, 8, np.inf)),
         "drive",
     ]
     text = refusal(clips, tmp_path)
@@ -351,13 +353,13 @@ def test_everything_wrong_with_a_call_is_said_at_once(video, tmp_path):
     assert "mistakes:" in text and text.startswith(tuple("123456789"))
 
 
-def test_a_hundred_mistakes_are_not_a_hundred_lines(video, tmp_path):
+def test_long_list_of_mistakes_is_shortened(video, tmp_path):
     text = refusal([clip_of(video, f"clip {i}", hour=24) for i in range(100)], tmp_path)
     assert text.startswith("100 mistakes") and "and 80 more" in text and text.count("\n") < 80
 
 
 @pytest.mark.parametrize(
-    ("clips", "says"),
+    ("clips", "message"),
     [
         ([], "no clip"),
         ("drive", "expected a list of OwnClip"),
@@ -367,48 +369,48 @@ def test_a_hundred_mistakes_are_not_a_hundred_lines(video, tmp_path):
         ([{"name": "x"}], "clips[0] is {'name': 'x'}"),
     ],
 )
-def test_what_is_no_list_of_clips_is_refused(clips, says, tmp_path):
-    assert says in refusal(clips, tmp_path)
+def test_argument_that_is_not_a_list_of_clips_is_refused(clips, message, tmp_path):
+    assert message in refusal(clips, tmp_path)
 
 
-def test_one_clip_is_no_list_and_a_generator_is(video, tmp_path):
+def test_single_clip_is_refused_and_a_generator_accepted(video, tmp_path):
     assert "one OwnClip" in refusal(clip_of(video), tmp_path)
     packed = pack(tmp_path / "data", (clip_of(video, name) for name in ("a", "b")))
     assert [clip.name for clip in packed.clips] == ["a", "b"]
 
 
 @pytest.mark.parametrize("count", (0, 1.5, "7", True))
-def test_chunks_hold_a_whole_number_of_clips(count, video, tmp_path):
+def test_clips_per_chunk_must_be_a_positive_integer(count, video, tmp_path):
     with pytest.raises(AvomniError, match="clips_per_chunk is"):
         pack(tmp_path / "data", [clip_of(video)], clips_per_chunk=count)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("folder", (None, 7, "", "a\0b", b"a"))
-def test_a_folder_is_a_path(folder, video):
+def test_folder_must_be_a_path(folder, video):
     with pytest.raises(AvomniError, match="folder is"):
         pack(folder, [clip_of(video)])
 
 
-def test_a_folder_that_cannot_be_written_is_refused(video, tmp_path):
+def test_unwritable_folder_is_refused(video, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for folder in (video, video / "data", tmp_path / "link", tmp_path / ("a" * 300)):
         with pytest.raises(AvomniError, match="the folder to pack into") as refused:
             pack(folder, [clip_of(video)])
         assert str(folder) in refused.value.where
-    # As long as a name may be, and too long for the one that it has while it is written.
+    # The name is of a valid length, but the temporary name during writing is too long.
     with pytest.raises(AvomniError, match="File name too long"):
         pack(tmp_path / ("a" * 250), [clip_of(video)])
     assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
-def test_one_file_of_all_cameras_is_one_mistake(video, tmp_path):
+def test_missing_file_of_all_cameras_is_reported_once(video, tmp_path):
     text = fault(clip_of(video, videos=dict.fromkeys(CAMERAS, tmp_path / "no.mp4")))
     assert text.count("there is no video") == 1 and "mistakes" not in text
 
 
 def no_videos(folder: Path, video: Path) -> Iterator[tuple[Path, str]]:
-    """(file, what the error says)."""
+    """Yield (file, part of the message)."""
 
     def put(name: str, content: bytes) -> Path:
         (folder / name).write_bytes(content)
@@ -445,29 +447,29 @@ def _sound(path: Path) -> Path:
     return path
 
 
-def test_a_file_that_is_no_video_is_refused_with_its_path(video, tmp_path):
-    for path, says in no_videos(tmp_path, video):
+def test_file_that_is_not_a_video_is_refused_with_its_path(video, tmp_path):
+    for path, message in no_videos(tmp_path, video):
         text = fault(clip_of(video, videos=dict.fromkeys(CAMERAS, video) | {CAMERAS[1]: path}))
-        assert says in text and CAMERAS[1] in text and "clip 'drive'" in text, text
+        assert message in text and CAMERAS[1] in text and "clip 'drive'" in text, text
         assert str(path)[:60].split("\0")[0] in text, text
 
 
 @pytest.mark.parametrize("value", (None, b"a.mp4", ["a.mp4"]))
-def test_a_video_is_a_path(value, video):
+def test_video_must_be_a_path(value, video):
     text = fault(clip_of(video, videos=dict.fromkeys(CAMERAS, video) | {CAMERAS[1]: value}))
     assert "expected a path" in text and CAMERAS[1] in text
 
 
 @pytest.mark.parametrize("name", ("a:b.mp4", "http:a.mp4", "concat:a|b.mp4", "%03d.mp4", "-"))
-def test_whatever_its_name_a_file_is_a_file(name, video, tmp_path, monkeypatch):
+def test_file_names_are_not_parsed_as_ffmpeg_urls(name, video, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(video, tmp_path / name)
     packed = check([clip_of(video, videos=dict.fromkeys(CAMERAS, name))])
     assert packed.clips[0].frames == dict.fromkeys(CAMERAS, NUM_FRAMES)
 
 
-def test_nothing_is_left_of_a_call_that_ends_in_the_middle(video, tmp_path, monkeypatch):
-    """A disk that fills up, say: the parent folder is as it was."""
+def test_failed_call_leaves_no_files(video, tmp_path, monkeypatch):
+    """With a full disk, for instance, the parent folder is unchanged."""
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -1,6 +1,7 @@
-"""Poses in every frame and axes that `pack` knows become the same motion; others are refused.
+"""Poses in every frame and axes that `pack` knows give the same motion; others are refused.
 
-A drive of known speed and turn is written down as other loggers would, rightly and wrongly.
+A drive of known speed and turn is given in the conventions of other loggers, with and without
+mistakes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Turn:
         self.enu = np.stack([x, y, 0.02 * speed * T_S], axis=1)
         flat = np.stack([np.cos(self.heading), np.sin(self.heading)], axis=1)
         self.velocity = np.column_stack([speed * flat, np.full(len(T_S), 0.02 * speed)])
-        # The nose goes up with the road.
+        # The car pitches up with the road.
         pitch = -np.arctan(0.02)
         self.turn = Rotation.from_euler(
             "ZY", np.stack([self.heading, np.full(len(T_S), pitch)], axis=1)
@@ -63,7 +64,7 @@ class Turn:
 def geodetic(enu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(K, 3) latitude, longitude, altitude and (K, 3) geocentric m of places around `PLACE`.
 
-    In closed form, and by Newton's steps for the latitude: the same textbook as PROJ's, other code.
+    In closed form, with Newton's method for the latitude; independent of PROJ.
     """
     lat, lon = np.radians(PLACE[:2])
     n = A_M / np.sqrt(1 - E2 * np.sin(lat) ** 2)
@@ -110,14 +111,14 @@ RDF = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
 
 
 def clip_of(video: Path, drive: Turn, name: str = "drive", **values) -> OwnClip:
-    own = {"t_s": T_S, "position_m": drive.enu}
+    arguments = {"t_s": T_S, "position_m": drive.enu}
     if "quaternion" not in values:
-        own["heading_rad"] = drive.heading
-    return OwnClip(name, dict.fromkeys(CAMERAS, video), **(own | values))
+        arguments["heading_rad"] = drive.heading
+    return OwnClip(name, dict.fromkeys(CAMERAS, video), **(arguments | values))
 
 
 def written(drive: Turn) -> dict[str, dict]:
-    """The drive as it is written down in each frame and with each axes."""
+    """The arguments of the drive in each frame and axes, by name."""
     lat_lon, ecef = geodetic(drive.enu)
     to_ecef = Rotation.from_matrix(east_north_up().T)
     quaternion, north = drive.turn.as_quat(), ned(drive.enu)
@@ -157,13 +158,13 @@ KINDS = list(written(Turn()))
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("side", (1, -1), ids=("left", "right"))
-def test_a_drive_is_the_same_motion_in_every_frame_and_axes(kind, side, video, tmp_path):
+def test_every_frame_and_axes_give_the_same_motion(kind, side, video, tmp_path):
     drive = Turn(side)
     values = written(drive)[kind]
     is_flat = "quaternion" not in values
     packed = pack(tmp_path / "data", [clip_of(video, drive, **values)])
     [clip] = packed.clips
-    # 59 frames of 1/30 s at 9 m/s; up to 0.2 m of height are not driven where there is no pitch.
+    # 59 frames of 1/30 s at 9 m/s; without pitch up to 0.2 m of height are not counted.
     assert clip.path_m == pytest.approx(9.0 * 59 / 30, rel=1e-3)
     assert clip.mean_mps == pytest.approx(9.0, rel=1e-3) == clip.max_mps
     assert clip.turn_deg == pytest.approx(side * np.degrees(0.09 * 59 / 30), abs=0.2)
@@ -181,7 +182,7 @@ def test_a_drive_is_the_same_motion_in_every_frame_and_axes(kind, side, video, t
 
 
 def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
-    """A misreading -> (the argument that is named, what the fix says, the clip's values)."""
+    """Mistake -> (argument in the error, part of its fix, values of the clip)."""
     lat_lon, ecef = geodetic(drive.enu)
     q, enu, compass, heading = drive.turn.as_quat(), drive.enu, drive.compass, drive.heading
     frd, rfu, rdf = (into_axes(drive.turn, axes) for axes in (FRD, RFU, RDF))
@@ -189,7 +190,7 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
     wxyz, nine = [3, 0, 1, 2], np.full(len(T_S), 9.0)
     along = np.column_stack([nine, 0 * nine, 0 * nine])
     one_way = np.full(len(T_S), heading[len(T_S) // 2])
-    held = lat_lon[np.arange(len(T_S)) // 20 * 20]
+    repeated = lat_lon[np.arange(len(T_S)) // 20 * 20]
     north_down = (NED * frd).as_quat()
     in_ned = "yours turns into north, east, down"
     of_ned = {"frame": "ned", "position_m": ned(enu)}
@@ -208,7 +209,7 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
             "frame='ned'",
             {"position_m": ned(enu), "quaternion": (NED * drive.turn).as_quat()},
         ),
-        "frd that are flu": ("axes='flu'", {"quaternion": q, "axes": "frd"}),
+        "flu given as frd": ("axes='flu'", {"quaternion": q, "axes": "frd"}),
         "latitudes and an attitude in north, east, down": (
             in_ned,
             wgs84 | {"axes": "frd", "position_m": lat_lon, "quaternion": north_down},
@@ -228,11 +229,11 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
             "np.pi / 2 - heading_rad",
             wgs84 | {"position_m": lat_lon, "heading_rad": heading},
         ),
-        "from the north": ("heading_rad + np.pi / 2", {"heading_rad": heading - np.pi / 2}),
+        "zero at north": ("heading_rad + np.pi / 2", {"heading_rad": heading - np.pi / 2}),
         "to the rear": ("heading_rad + np.pi", {"heading_rad": heading + np.pi}),
         "mirrored": ("-heading_rad", {"heading_rad": -heading}),
         "y to the right": ("-y for y", {"position_m": enu * (1, -1, 1)}),
-        "one throughout": ("counter-clockwise", {"heading_rad": one_way}),
+        "constant": ("counter-clockwise", {"heading_rad": one_way}),
         "longitude, latitude": (
             "the first two columns the other way round",
             by_compass | {"position_m": lat_lon[:, [1, 0, 2]]},
@@ -255,7 +256,7 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
         "radians": ("np.degrees", by_compass | {"position_m": np.radians(lat_lon[:, :2])}),
         "latitude, longitude as metres": ("frame='wgs84'", {"position_m": lat_lon}),
         "longitude, latitude as metres": ("frame='wgs84'", {"position_m": lat_lon[:, [1, 0]]}),
-        "degrees that are held for a second": ("frame='wgs84'", {"position_m": held}),
+        "degrees repeated for a second": ("frame='wgs84'", {"position_m": repeated}),
         "degrees in ned": (
             "frame='wgs84'",
             {"position_m": lat_lon, "frame": "ned", "heading_rad": compass},
@@ -274,8 +275,8 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
         "feet": ("feet", {"position_m": enu / 0.3048, "speed_m_s": nine}),
         "km/h": ("km/h", {"speed_m_s": nine * 3.6}),
         "miles per hour": ("miles per hour", {"speed_m_s": nine * 2.237}),
-        "another one": ("np.interp", {"speed_m_s": nine * 1.4}),
-        "none": ("np.interp", {"speed_m_s": nine * 0}),
+        "another speed": ("np.interp", {"speed_m_s": nine * 1.4}),
+        "zero": ("np.interp", {"speed_m_s": nine * 0}),
     }
     velocity_mps = {
         "km/h": ("km/h", {"velocity_mps": drive.velocity * 3.6}),
@@ -283,7 +284,7 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
         "north, east, down": ("north, east, down", {"velocity_mps": ned(drive.velocity)}),
     }
     return {
-        f"{argument}: {kind}": ("" if kind == "y is the height" else argument, *told)
+        f"{argument}: {kind}": ("" if kind == "y is the height" else argument, *expectation)
         for argument, kinds in {
             "quaternion": quaternion,
             "heading_rad": heading_rad,
@@ -291,13 +292,13 @@ def wrong(drive: Turn) -> dict[str, tuple[str, str, dict]]:
             "speed_m_s": speed_m_s,
             "velocity_mps": velocity_mps,
         }.items()
-        for kind, told in kinds.items()
+        for kind, expectation in kinds.items()
     }
 
 
 @pytest.mark.parametrize("kind", list(wrong(Turn())))
 @pytest.mark.parametrize("side", (1, -1), ids=("left", "right"))
-def test_a_misreading_is_refused_with_the_argument_and_what_fits(kind, side, video):
+def test_wrong_convention_is_refused_with_argument_and_fix(kind, side, video):
     drive = Turn(side, heading=1.2 if side > 0 else 1.9)
     argument, fix, values = wrong(drive)[kind]
     with pytest.raises(AvomniError) as refused:
@@ -309,8 +310,8 @@ def test_a_misreading_is_refused_with_the_argument_and_what_fits(kind, side, vid
 
 @pytest.mark.parametrize("heading", np.arange(0.0, 6.2, 0.35))
 @pytest.mark.parametrize("side", (1, -1), ids=("left", "right"))
-def test_conventions_are_told_apart_whatever_the_road_points_to(heading, side, video):
-    """At 45° a compass and a map agree: only the turn shows the difference."""
+def test_conventions_are_distinguished_at_every_heading(heading, side, video):
+    """At 45° compass and map headings are equal, and only the turn distinguishes them."""
     drive = Turn(side, heading=heading)
     assert check([clip_of(video, drive)])
     frd, rdf = (into_axes(drive.turn, axes).as_quat() for axes in (FRD, RDF))
@@ -321,7 +322,7 @@ def test_conventions_are_told_apart_whatever_the_road_points_to(heading, side, v
 
 
 def parked() -> dict[str, dict]:
-    """Ways to stand still; some loggers' positions jitter or drift meanwhile."""
+    """Arguments of parked cars, some with jitter or drift of the position."""
     noise = np.random.default_rng(0)
     still = np.tile([12.0, 34.0, 5.0], (len(T_S), 1))
     lat_lon = np.tile(PLACE, (len(T_S), 1))
@@ -336,7 +337,7 @@ def parked() -> dict[str, dict]:
     heading = np.full(len(T_S), 0.7)
     clips = {kind: {"position_m": at, "heading_rad": heading} for kind, at in values.items()}
     steady = still + np.outer(T_S, (3e-3, 4e-3, 0))
-    clips["a steady drift, and wheels that stand"] = {
+    clips["a steady drift at zero wheel speed"] = {
         "position_m": steady,
         "heading_rad": heading,
         "speed_m_s": 0 * T_S,
@@ -346,20 +347,20 @@ def parked() -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("kind", list(parked()))
-def test_a_parked_car_is_no_car_in_another_unit(kind, video):
+def test_parked_car_is_not_taken_for_another_unit(kind, video):
     [clip] = check([clip_of(video, Turn(), **parked()[kind])]).clips
     assert clip.mean_mps < 0.2 and clip.turn == "straight"
     if clip.mean_mps < 0.09:
         assert any(note.startswith("stands still throughout") for note in clip.notes)
 
 
-def test_a_heading_that_turns_where_nothing_moves_is_noted(video):
+def test_turning_heading_of_a_parked_car_is_noted(video):
     drive = Turn()
     [clip] = check([clip_of(video, drive, position_m=0 * drive.enu)]).clips
     assert "stands still throughout, and the heading turns by" in clip.notes[0]
 
 
-def test_a_slow_car_and_one_that_reverses_are_taken(video):
+def test_slow_and_reversing_cars_are_accepted(video):
     creeping = Turn(speed=0.7, bend=0.02)
     assert check([clip_of(video, creeping)]).clips[0].mean_mps == pytest.approx(0.7, abs=0.01)
     backwards = Turn(speed=2.0, bend=0.02)
@@ -369,7 +370,7 @@ def test_a_slow_car_and_one_that_reverses_are_taken(video):
 
 
 @pytest.mark.parametrize("speed", (2.0, 14.0, 45.0))
-def test_noise_of_a_receiver_is_no_contradiction(speed, video):
+def test_receiver_noise_is_accepted(speed, video):
     noise = np.random.default_rng(1)
     drive = Turn(-1, speed=speed, bend=0.03)
     position = drive.enu + noise.normal(0, 0.02, drive.enu.shape)
@@ -381,7 +382,7 @@ def test_noise_of_a_receiver_is_no_contradiction(speed, video):
 
 
 @pytest.mark.parametrize("speed", (5.0, 8.0, 25.0))
-def test_a_cheap_receiver_on_a_straight_road_is_no_mirrored_turn(speed, video):
+def test_noise_on_a_straight_road_is_not_taken_for_a_mirrored_turn(speed, video):
     drive = Turn(1, speed=speed, bend=1e-5)
     for seed in range(5):
         noise = np.random.default_rng(seed).normal(0, min(0.016 * speed, 0.15), drive.enu.shape)
@@ -389,7 +390,7 @@ def test_a_cheap_receiver_on_a_straight_road_is_no_mirrored_turn(speed, video):
         assert check([clip_of(video, drive, **values)]).clips[0].turn == "straight"
 
 
-def test_what_was_understood_is_shown_for_every_clip(video, tmp_path):
+def test_summary_describes_every_clip(video, tmp_path):
     unix = {camera: 1.7e9 + np.arange(NUM_FRAMES) / FPS for camera in CAMERAS}
     clips = [
         clip_of(video, Turn(1), "left"),
@@ -417,7 +418,7 @@ def test_what_was_understood_is_shown_for_every_clip(video, tmp_path):
     assert Path(packed) == packed.folder == tmp_path / "data"
 
 
-def test_the_date_line_is_no_jump(video):
+def test_crossing_the_date_line_is_not_a_jump(video):
     drive = Turn()
     place, _ = geodetic(drive.enu)
     east = (place[:, 1] - place[len(T_S) // 8, 1] + 360) % 360 - 180

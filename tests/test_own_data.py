@@ -1,6 +1,6 @@
-"""Own recordings: plain mp4s and poses, packed by the lines of docs/own_clips.md, and read.
+"""Own recordings: plain mp4s and poses, packed as in docs/own_clips.md and read back.
 
-The drives are known in closed form, and every frame bears its number.
+The drives are known in closed form, and every frame encodes its number.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from tests.streams import remuxed
 
 WIDTH, HEIGHT, FPS, NUM_FRAMES = 96, 64, 10, 41
 CAMERAS = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
-UNIX_S = 1.7e9  # what a logger counts from
+UNIX_S = 1.7e9  # start of the logger's clock
 POSES_S = np.arange(-0.5, 9.0, 0.05)
 SPLITS = ("train", "val", "test")
 
 
 def write_videos(folder: Path, number: int) -> dict[str, Path]:
-    """One mp4 of each camera of the 2×2 grid; they say 30 frames a second and mean 10."""
+    """One mp4 of each camera of the 2×2 grid, encoded at 30 frames a second."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for place, camera in enumerate(CAMERAS):
@@ -56,10 +56,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
 
 
 def clip_of(number: int, videos: list[dict[str, Path]], **changes) -> OwnClip:
-    """Frames each 1/30 s apart as the mp4 says; poses on a map that is turned and far away."""
+    """Frames are 1/30 s apart as in the mp4; the map of the poses is rotated and shifted."""
     drive, turn = Drive(number), Rotation.from_euler("z", 0.3 + number)
     position = turn.apply(drive.position(POSES_S)) + (5e5, 4e6, 120.0)
-    own = {
+    arguments = {
         "t_s": UNIX_S + POSES_S,
         "position_m": position,
         "heading_rad": 0.3 + number + drive.curvature * drive.travelled(POSES_S),
@@ -70,7 +70,7 @@ def clip_of(number: int, videos: list[dict[str, Path]], **changes) -> OwnClip:
         "split": SPLITS[number],
         "country": "Iceland",
     }
-    return OwnClip(f"drive {number}", videos[number], **(own | changes))
+    return OwnClip(f"drive {number}", videos[number], **(arguments | changes))
 
 
 def params(folder: Path, data: Path) -> Params:
@@ -93,11 +93,11 @@ def built(videos, tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, bui
     return p, build.build(p)
 
 
-def test_what_a_window_says_is_what_the_car_did(built):
-    p, made = built
-    leaks.check_all(p, made.cache)
-    assert made.damaged == [] and made.figures["clips_by_split"] == dict.fromkeys(SPLITS, 1)
-    windows = Windows(made.cache, 4, 2, horizon_s=6.4)
+def test_windows_match_the_drive(built):
+    p, result = built
+    leaks.check_all(p, result.cache)
+    assert result.damaged == [] and result.figures["clips_by_split"] == dict.fromkeys(SPLITS, 1)
+    windows = Windows(result.cache, 4, 2, horizon_s=6.4)
     assert len(windows) == 6
     for index, window in enumerate(windows):
         drive, truth = Drive(SPLITS.index(window.split)), windows.truth(index)
@@ -107,14 +107,14 @@ def test_what_a_window_says_is_what_the_car_did(built):
         assert truth.path_m == pytest.approx(driven, abs=0.02)
         assert truth.chord_m == pytest.approx(drive.chord(start, stop), abs=0.01)
         assert truth.speed_mps == pytest.approx(driven / 0.6, abs=0.03)
-        # 6.4 s on, as seen from the car: a positive y is to the left.
+        # 6.4 s later in the ego frame; positive y is to the left.
         ahead = drive.position(stop + 6.4) - drive.position(stop)
         yaw = drive.curvature * drive.travelled(stop)
         expected = Rotation.from_euler("z", -yaw).apply(ahead)[:2]
         assert truth.future.xy_m[-1] == pytest.approx(expected, abs=0.05)
 
 
-def test_each_tile_shows_its_camera_at_the_time_that_was_given(built):
+def test_each_tile_shows_its_camera_at_the_given_time(built):
     p, made = built
     windows = Windows(made.cache, 4, 2)
     width, height = p.processing.tile_width, p.processing.tile_height
@@ -127,7 +127,7 @@ def test_each_tile_shows_its_camera_at_the_time_that_was_given(built):
                 assert read_frame(tile) == (SPLITS.index(window.split), place, at)
 
 
-def test_what_is_given_of_a_clip_is_kept(built):
+def test_attributes_of_a_clip_are_kept(built):
     catalog = Catalog.open(built[0].local_dir)
     assert catalog.attributes(OwnClip("drive 1", {}, POSES_S, POSES_S).clip_id) == {
         "country": "Iceland",
@@ -140,7 +140,7 @@ def test_what_is_given_of_a_clip_is_kept(built):
     assert not catalog.present(catalog.clip_ids()[0], cameras.REAR_TELE.name)
 
 
-def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos, tmp_path):
+def test_packing_is_deterministic_and_never_overwrites(videos, tmp_path):
     clips = [clip_of(0, videos), clip_of(1, videos)]
     content = []
     for name in ("a", "b"):
@@ -153,14 +153,14 @@ def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos
         pack(tmp_path / "a", clips)
 
 
-def test_a_file_keeps_its_own_times_where_none_are_given(videos, tmp_path):
+def test_frame_times_default_to_the_videos(videos, tmp_path):
     clip = clip_of(0, videos, t_s=POSES_S, frame_times_s={})
     folder = pack(tmp_path / "data", [clip]).folder
     stamps = Clip(folder, Catalog.open(folder), clip.clip_id).timestamps(CAMERAS[2])
     assert stamps == pytest.approx(np.arange(NUM_FRAMES) * 1e6 / 30, abs=1)
 
 
-def test_a_setup_whose_cameras_are_not_there_is_refused_by_their_names(built, tmp_path):
+def test_grid_with_missing_cameras_is_refused_by_name(built, tmp_path):
     run = {"name": "own", "outputs_dir": str(tmp_path)}
     p = Params.from_values(built[0].values() | {"vision": {"cameras": "7-cam"}, "run": run})
     with pytest.raises(AvomniError, match="no chunk can be used") as refused:
@@ -170,15 +170,15 @@ def test_a_setup_whose_cameras_are_not_there_is_refused_by_their_names(built, tm
 
 
 def three_earlier(packets: list[av.Packet]) -> list[av.Packet]:
-    """As `ffmpeg -ss -c copy` does: the first frames stay in the file, and nobody is shown them."""
+    """As `ffmpeg -ss -c copy` does: an edit list hides the first frames of the file."""
     for packet in packets:
         early = round(3 / 30 / packet.time_base)
         packet.pts, packet.dts = packet.pts - early, packet.dts - early
     return packets
 
 
-def test_what_only_a_whole_clip_shows_is_refused_with_its_name(videos, tmp_path):
-    """What is wrong with one argument is in tests/test_own_arguments.py."""
+def test_inconsistent_clip_is_refused_with_its_name(videos, tmp_path):
+    """Mistakes of single arguments are in tests/test_own_arguments.py."""
     path = videos[0][CAMERAS[0]]
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(remuxed(path.read_bytes(), change=three_earlier))
@@ -198,7 +198,7 @@ def test_what_only_a_whole_clip_shows_is_refused_with_its_name(videos, tmp_path)
     assert not (tmp_path / "data").exists()
 
 
-def test_one_video_may_stand_for_several_cameras(videos, tmp_path):
+def test_one_video_may_serve_several_cameras(videos, tmp_path):
     path = videos[0][CAMERAS[0]]
     clip = clip_of(0, [dict.fromkeys(CAMERAS, path)], frame_times_s={}, t_s=POSES_S)
     folder = pack(tmp_path / "data", [clip]).folder
@@ -206,23 +206,23 @@ def test_one_video_may_stand_for_several_cameras(videos, tmp_path):
     assert {packed.video(camera).read() for camera in CAMERAS} == {path.read_bytes()}
 
 
-def test_motion_is_the_same_from_headings_and_from_quaternions_of_any_frame():
+def test_headings_and_quaternions_give_the_same_motion():
     drive, turn = Drive(1), Rotation.from_rotvec([0.4, -1.1, 0.7])
     heading = drive.curvature * drive.travelled(POSES_S)
     position = drive.position(POSES_S)
     level = Rotation.from_euler("z", heading[:, None])
     flat = egomotion(POSES_S, position * (1, 1, 0), level)
     tilted = egomotion(POSES_S, turn.apply(position) + 1e6, turn * level)
-    true = drive.egomotion(np.rint(POSES_S * 1e6).astype(np.int64))
+    truth = drive.egomotion(np.rint(POSES_S * 1e6).astype(np.int64))
     assert tuple(flat) == EGOMOTION_COLUMNS
     for name in EGOMOTION_COLUMNS:
         assert tilted[name] == pytest.approx(flat[name], abs=1e-5), name
-        # Differences end a step early: the first and last two rows are one-sided.
+        # The first and last two rows are one-sided differences.
         within = 0.05 if name in ("ax", "ay", "az") else 0.02
-        assert flat[name][2:-2] == pytest.approx(true[name][2:-2], abs=within), name
+        assert flat[name][2:-2] == pytest.approx(truth[name][2:-2], abs=within), name
 
 
-def test_the_pages_lines_pack_a_drive(videos, tmp_path, monkeypatch, capsys):
+def test_code_in_the_docs_packs_a_drive(videos, tmp_path, monkeypatch, capsys):
     page = (files.PROJECT_ROOT / "docs/own_clips.md").read_text()
     lines = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     drive = Drive(0)
@@ -249,7 +249,7 @@ def test_the_pages_lines_pack_a_drive(videos, tmp_path, monkeypatch, capsys):
     }
 
 
-def test_the_least_that_a_folder_needs_is_what_the_page_lists(videos, tmp_path):
+def test_docs_list_the_required_files_of_a_folder(videos, tmp_path):
     page = (files.PROJECT_ROOT / "docs/own_clips.md").read_text()
     layout = page.split("\n## The layout of a folder\n")[1]
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", layout, re.MULTILINE)
@@ -258,14 +258,14 @@ def test_the_least_that_a_folder_needs_is_what_the_page_lists(videos, tmp_path):
     p = p.model_copy(update={"dataset": p.dataset.model_copy(update={"audit": "quick"})})
     for pattern, need in rows:
         is_optional = need.startswith("optional")
-        found = sorted(p.local_dir.glob(re.sub("NNNN|FEATURE", "*", pattern)))
-        assert found, pattern
-        away = found[0].with_name("away")
-        found[0].rename(away)
+        paths = sorted(p.local_dir.glob(re.sub("NNNN|FEATURE", "*", pattern)))
+        assert paths, pattern
+        moved = paths[0].with_name("away")
+        paths[0].rename(moved)
         if is_optional:
             download.fetch(p, None)
         else:
             with pytest.raises(AvomniError):
                 download.fetch(p, None)
-        away.rename(found[0])
+        moved.rename(paths[0])
     assert {need.startswith("optional") for _, need in rows} == {True, False}

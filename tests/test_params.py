@@ -1,4 +1,4 @@
-"""Params files: checked at once, in the words of the YAML."""
+"""Params files: loading, defaults and error messages."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from avomni_lib.params import Params
 
 SHIPPED = sorted((files.PROJECT_ROOT / "params").glob("*.yaml"))
 
-# The user's two config files, as the sections of the design name their keys.
+# A user's two config files.
 DATA_CONFIG = """
 dataset:
   repo_id: nvidia/PhysicalAI-Autonomous-Vehicles
@@ -43,21 +43,21 @@ training:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_file_loads_and_states_every_section(path: Path):
-    """It extends itself, so that it means the same whatever becomes of another file."""
+    """It extends itself, so that changes of other files do not affect it."""
     values = yaml.safe_load(path.read_text())
     assert values.pop("extends") == f"params/{path.name}"
     assert set(values) == set(Params.model_fields)
     assert all(values.values())
-    same = {"demo_drive": "demo_future"}  # the model that drives is that run's
+    same = {"demo_drive": "demo_future"}  # it drives with that run's model
     assert Params.from_files([path]).run.name == same.get(path.stem, path.stem)
 
 
-def test_defaults_are_the_demos():
+def test_defaults_equal_the_demo_file():
     assert Params() == Params.from_files([files.PROJECT_ROOT / "params" / "demo.yaml"])
 
 
-def test_the_mi300x_files_state_what_the_real_run_is():
-    """Nothing of the demo's size reaches the real run by being left out."""
+def test_mi300x_files_state_the_real_runs_values():
+    """No value of the real run defaults to the demo's."""
     for name in ("mi300x", "mi300x_7cam", "mi300x_8gpu"):
         p = Params.from_files([files.PROJECT_ROOT / "params" / f"{name}.yaml"])
         assert (p.dataset.source, p.dataset.audit) == ("hub", "quick")
@@ -72,7 +72,7 @@ def test_the_mi300x_files_state_what_the_real_run_is():
 
 
 @pytest.mark.parametrize("below", [[], [files.PROJECT_ROOT / "params" / "mi300x.yaml"]])
-def test_users_two_config_files_load_as_they_are(tmp_path: Path, below: list[Path]):
+def test_users_config_files_load_unchanged(tmp_path: Path, below: list[Path]):
     data, finetuning = tmp_path / "data_config.yaml", tmp_path / "finetuning_config.yaml"
     data.write_text(DATA_CONFIG)
     finetuning.write_text(FINETUNING_CONFIG)
@@ -82,7 +82,7 @@ def test_users_two_config_files_load_as_they_are(tmp_path: Path, below: list[Pat
     assert (p.download.target_size_gb, p.model.lora_rank, p.vision.window_size) == (150, 64, 16)
 
 
-def test_every_mistake_is_reported_at_once_with_the_nearest_name():
+def test_all_mistakes_are_reported_at_once_with_suggestions():
     with pytest.raises(AvomniError) as caught:
         Params.from_values(
             {
@@ -124,17 +124,17 @@ def test_every_mistake_is_reported_at_once_with_the_nearest_name():
         ({"model": {"lora_targets": []}}, "an empty list"),
     ],
 )
-def test_a_question_a_limit_or_modules_that_cannot_be_meant(keys, message: str):
+def test_invalid_question_limit_or_lora_targets_are_refused(keys, message: str):
     with pytest.raises(AvomniError, match=message):
         Params.from_values(keys)
 
 
-def test_window_size_is_another_name_of_sequence_length():
+def test_window_size_must_equal_sequence_length():
     with pytest.raises(AvomniError, match="window_size is 8 and processing.sequence_length is 16"):
         Params.from_values({"vision": {"window_size": 8}})
 
 
-def test_a_missing_file_names_those_that_are_there():
+def test_missing_params_file_error_lists_existing_files():
     with pytest.raises(AvomniError, match="params file not found") as caught:
         Params.from_files(["params/dem.yaml"])
     assert "params/demo.yaml" in str(caught.value)

@@ -32,7 +32,7 @@ def read(tmp_path, text):
     return Params.from_files([path])
 
 
-def test_a_file_whose_keys_agree_runs_unchanged(tmp_path):
+def test_earlier_keys_that_agree_are_accepted(tmp_path):
     p = read(tmp_path, FILE.format(four=", ".join(FOUR), seven=", ".join(SEVEN)))
     assert p.run.name == "mi300x_run" and p.download.max_workers == 6
     assert p.vision.cameras == "4-cam"
@@ -44,12 +44,12 @@ def test_a_file_whose_keys_agree_runs_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "preset"), [(FOUR, "4-cam"), (SEVEN[::-1], "7-cam")])
-def test_a_flat_list_of_a_presets_cameras_is_the_preset(tmp_path, names, preset):
+def test_flat_list_of_a_presets_cameras_becomes_the_preset(tmp_path, names, preset):
     p = read(tmp_path, f"vision: {{cameras: [{', '.join(names)}]}}")
     assert p.vision.cameras == preset
 
 
-def test_all_keys_that_contradict_are_refused_at_once_with_the_other_mistakes(tmp_path):
+def test_contradicting_earlier_keys_are_reported_with_all_mistakes(tmp_path):
     with pytest.raises(AvomniError) as error:
         read(
             tmp_path,
@@ -61,7 +61,7 @@ def test_all_keys_that_contradict_are_refused_at_once_with_the_other_mistakes(tm
         )
     message = str(error.value)
     assert "to fix: 7" in message
-    for words in (
+    for part in (
         "keep run.name",
         "keep download.max_workers",
         "dataset.index_file is 'my_index.csv'",
@@ -70,7 +70,7 @@ def test_all_keys_that_contradict_are_refused_at_once_with_the_other_mistakes(tm
         "training.packing: unknown parameter; it is gone",
         "training.batch_size: Input should be",
     ):
-        assert words in message
+        assert part in message
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_all_keys_that_contradict_are_refused_at_once_with_the_other_mistakes(tm
         "{cameras: 4-cam, setups: {4-cam: [[[a]]]}}",
     ],
 )
-def test_an_unclear_grid_is_refused(tmp_path, vision):
+def test_ambiguous_earlier_grid_is_refused(tmp_path, vision):
     with pytest.raises(AvomniError, match=r"vision\.cameras"):
         read(tmp_path, f"extends: null\nvision: {vision}")
 
 
-def test_a_value_in_place_of_a_section_is_refused(tmp_path):
+def test_value_in_place_of_a_section_is_refused(tmp_path):
     index = "dataset: {index_file: mine.csv}\nvision: 4"
     for text in ("project_name: a\nrun: 3", "download: [max_concurrent]", "vision: 4", index):
         with pytest.raises(AvomniError, match="a section of keys is wanted"):

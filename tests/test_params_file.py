@@ -1,4 +1,4 @@
-"""A choice in a params file of its own: laid over the run's, it means what was meant."""
+"""A tiling choice written to a params file, which is read after the run's own file."""
 
 import re
 
@@ -29,7 +29,7 @@ choices = st.builds(
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 @given(choice=choices)
-def test_a_file_laid_over_the_runs_own_is_the_choice(path, choice, tmp_path_factory):
+def test_written_file_over_the_runs_file_gives_the_choice(path, choice, tmp_path_factory):
     p = Params.from_files([path])
     fresh = tmp_path_factory.mktemp("fresh") / "tiles.yaml"
     text = params_file.text_of(fresh, p, choice)
@@ -38,35 +38,35 @@ def test_a_file_laid_over_the_runs_own_is_the_choice(path, choice, tmp_path_fact
         return
     assert params_file.difference(fresh, text).startswith(f"--- {fresh}\tbefore")
     files.write_text(fresh, text)
-    laid = Params.from_files([path, fresh])
-    assert laid == choice.laid_over(p)
+    merged = Params.from_files([path, fresh])
+    assert merged == choice.laid_over(p)
     assert params_file.difference(fresh, text) == ""
-    # Another choice, made in the run that this one is laid over already, and back again.
+    # Another choice in the merged run, and the original one again.
     for other in (CHOICE, TilingChoice.of(p)):
-        files.write_text(fresh, params_file.text_of(fresh, laid, other))
-        laid = Params.from_files([path, fresh])
-        assert laid == other.laid_over(p)
+        files.write_text(fresh, params_file.text_of(fresh, merged, other))
+        merged = Params.from_files([path, fresh])
+        assert merged == other.laid_over(p)
 
 
-def test_a_file_of_another_making_is_left_alone(tmp_path):
+def test_file_from_another_source_is_not_overwritten(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("processing:\n  sample_hz: 10.0  # mine\n")
     with pytest.raises(AvomniError, match="stays as it is"):
         params_file.text_of(path, Params.from_files([path]), CHOICE)
 
 
-def test_an_own_list_is_written_as_rows(tmp_path):
+def test_user_grid_is_written_as_rows(tmp_path):
     names = ("camera_front_wide_120fov", "camera_rear_tele_30fov", "camera_cross_left_120fov")
     own, path = TilingChoice(grid_of(names), (64, 64), "crop", 2.0, 8), tmp_path / "own.yaml"
     text = params_file.text_of(path, Params(), own)
     rows = f"[[{', '.join(names[:2])}], [{names[2]}, null]]"
     assert f"  cameras: {rows}" in text
     path.write_text(text)
-    laid = Params.from_files([path])
-    assert TilingChoice.of(laid) == own and own.setup == "own grid"
+    merged = Params.from_files([path])
+    assert TilingChoice.of(merged) == own and own.setup == "own grid"
 
 
-def test_the_default_is_no_shipped_file():
+def test_default_path_is_not_a_shipped_file():
     for path in SHIPPED:
         default = params_file.default_path(Params.from_files([path]))
         assert default not in SHIPPED and default.name == "tiles.yaml"

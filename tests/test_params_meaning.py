@@ -1,4 +1,4 @@
-"""What a params file or a cell leaves out is the same under every command, papermill and Lab."""
+"""Omitted keys have the same values under every command, papermill and JupyterLab."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ PARAMS = files.PROJECT_ROOT / "params"
 NOTEBOOKS = sorted((files.PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 DEMO, MI300X = PARAMS / "demo.yaml", PARAMS / "mi300x.yaml"
 
-# Of each section a key or two of every type, and what a file may say of it.
+# Some keys of each section, of every type, and the values that a file may give.
 KEYS = {
     "run": {"name": st.sampled_from(["own", "2024-01-02", "a.b"]), "seed": st.integers(0, 99)},
     "dataset": {"source": st.sampled_from(["hub", "folder"]), "license_accepted": st.booleans()},
@@ -78,23 +78,23 @@ def opened(path: Path, parameters: dict[str, Any] | None = None, edit: str = "")
 
 
 def in_notebook(path: Path, parameters: dict[str, Any] | None = None, edit: str = "") -> Params:
-    """What `p` is in a notebook: papermill's cell put in, or the parameters cell edited."""
+    """`p` in a notebook with papermill's injected cell or an edited parameters cell."""
     return Params.from_notebook(opened(path, parameters, edit))
 
 
 def differing(a: Params, b: Params) -> dict[str, Any]:
-    """Section -> the keys of `a` that `b` has otherwise."""
+    """Section -> the keys and values of `a` that differ from `b`."""
     others = b.values()
-    found = {
+    differences = {
         section: {key: value for key, value in keys.items() if others[section][key] != value}
         for section, keys in a.values().items()
     }
-    return {section: keys for section, keys in found.items() if keys}
+    return {section: keys for section, keys in differences.items() if keys}
 
 
 @settings(max_examples=40)
 @given(values=partial_files)
-def test_a_partial_file_means_the_same_by_every_way(values, tmp_path_factory):
+def test_partial_file_means_the_same_for_every_loader(values, tmp_path_factory):
     path = tmp_path_factory.mktemp("partial") / "own.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     p = Params.from_files([path])
@@ -108,37 +108,37 @@ def keys_of(values: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value; a section without keys names none."""
     if not isinstance(values, dict):
         return {prefix: values}
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     for name, value in values.items():
         if value is not None or name not in (*KEYS, "clips"):
-            found |= keys_of(value, f"{prefix}.{name}".strip("."))
-    return found
+            keys |= keys_of(value, f"{prefix}.{name}".strip("."))
+    return keys
 
 
 @settings(max_examples=40)
 @given(below=partial_files, above=partial_files)
-def test_a_file_changes_what_it_names_of_the_one_below_it(below, above, tmp_path_factory):
+def test_later_file_changes_only_the_keys_it_names(below, above, tmp_path_factory):
     folder = tmp_path_factory.mktemp("laid")
     paths = [folder / "below.yaml", folder / "above.yaml"]
     above = {name: keys for name, keys in above.items() if name != "extends"}
     for path, values in zip(paths, (below, above), strict=True):
         path.write_text(yaml.safe_dump(values))
-    laid = Params.from_files(paths)
-    assert Params.from_values({"extends": str(paths[0])} | above) == laid
+    merged = Params.from_files(paths)
+    assert Params.from_values({"extends": str(paths[0])} | above) == merged
     alone = [keys_of(Params.from_files([path]).values()) for path in paths]
     named = keys_of(above)
-    for key, value in keys_of(laid.values()).items():
+    for key, value in keys_of(merged.values()).items():
         assert value == alone[key in named][key], key
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("path", sorted(PARAMS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_file_means_the_same_in_every_notebook(notebook: Path, path: Path):
+def test_shipped_file_means_the_same_in_every_notebook(notebook: Path, path: Path):
     assert in_notebook(notebook, yaml.safe_load(path.read_text())) == Params.from_files([path])
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_an_edited_cell_changes_the_named_keys_alone(notebook: Path):
+def test_edited_cell_changes_only_the_named_keys(notebook: Path):
     demo = Params.from_files([PARAMS / "demo_drive.yaml" if notebook.stem == "08_drive" else DEMO])
     assert in_notebook(notebook) == demo
     for edit, changed in (
@@ -157,8 +157,8 @@ def test_an_edited_cell_changes_the_named_keys_alone(notebook: Path):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_each_key_that_a_cell_shows_can_be_changed_alone_over_any_file(notebook: Path):
-    """What the cell shows beside it, at the demo's values, is not laid over the file."""
+def test_each_key_of_a_cell_can_be_changed_alone(notebook: Path):
+    """The other keys of the cell keep the demo's values and do not override the file."""
     other = {
         str: lambda text: {"4-cam": "7-cam", "test": "val", "full": "quick"}.get(text, f"{text}_x"),
         bool: lambda flag: not flag,
@@ -166,20 +166,20 @@ def test_each_key_that_a_cell_shows_can_be_changed_alone_over_any_file(notebook:
         float: lambda number: number * 2,
         type(None): lambda _: 3,
     }
-    named = {"source": "hub", "target": "future_v1", "fit": "crop", "clock": "arrival"}
-    named |= {"sources": {"camera_front_wide_120fov": "/dev/video0"}}
-    named |= {"seconds": 8.0, "traffic": "replay", "events": ["cut_in"], "smoothing": 0.25}
-    named |= {"server": "http://127.0.0.1:8000/v1"}
+    special_values = {"source": "hub", "target": "future_v1", "fit": "crop", "clock": "arrival"}
+    special_values |= {"sources": {"camera_front_wide_120fov": "/dev/video0"}}
+    special_values |= {"seconds": 8.0, "traffic": "replay", "events": ["cut_in"], "smoothing": 0.25}
+    special_values |= {"server": "http://127.0.0.1:8000/v1"}
     names = opened(notebook)
     for name in notebook_cell.shown(names):
         section, key = name.split(".")
         shown = names[section][key]
-        value = named[key] if key in named else other[type(shown)](shown)
+        value = special_values[key] if key in special_values else other[type(shown)](shown)
         edit = f"{section}[{key!r}] = {value!r}"
-        if name != "download.evict_raw":  # refused of a folder, and there is none here
+        if name != "download.evict_raw":  # refused for a folder source
             for file in (DEMO, MI300X):
                 lines, changes = [f"extends = {str(file)!r}", edit], [f"{name}={json.dumps(value)}"]
-                if key == "sequence_length":  # the same thing
+                if key == "sequence_length":  # an alias
                     lines.append(f"vision['window_size'] = {value}")
                     changes.append(f"vision.window_size={value}")
                 p = in_notebook(notebook, edit="\n".join(lines))
@@ -187,16 +187,16 @@ def test_each_key_that_a_cell_shows_can_be_changed_alone_over_any_file(notebook:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_cell_never_lays_the_demos_values_over_another_runs(notebook: Path):
+def test_unedited_cell_does_not_override_another_file(notebook: Path):
     real = Params.from_files([MI300X])
     assert in_notebook(notebook, edit=f"extends = {str(MI300X)!r}") == real
     assert in_notebook(notebook, {"extends": str(MI300X)}) == real
-    # Not even by `avomni run`, which names every value.
+    # Also with `avomni run`, which injects every value.
     assert in_notebook(notebook, real.complete()) == real
 
 
-def test_what_papermill_injects_holds_though_it_is_the_demos_value():
-    """Over a file that says otherwise, and over an edited cell."""
+def test_injected_value_applies_even_if_it_equals_the_demos():
+    """It overrides another value of the file and of an edited cell."""
     notebook, edit = NOTEBOOKS[4], f"extends = {str(MI300X)!r}\ntraining['batch_size'] = 4"
     assert Params.from_files([MI300X]).training.num_epochs != 3
     p = in_notebook(notebook, {"training": {"num_epochs": 3}}, edit)
@@ -205,7 +205,7 @@ def test_what_papermill_injects_holds_though_it_is_the_demos_value():
     assert p.training.batch_size == 4
 
 
-def test_a_table_says_which_value_holds_and_what_set_it():
+def test_table_shows_each_value_and_its_source():
     notebook = NOTEBOOKS[4]
 
     def set_by(**arguments: Any) -> dict[str, tuple[Any, str]]:
@@ -227,7 +227,7 @@ def test_a_table_says_which_value_holds_and_what_set_it():
     assert one["model.lora_rank"] == (64, "params/demo.yaml")
 
 
-def test_a_mistake_in_the_cell_is_named():
+def test_mistake_in_the_cell_is_an_error():
     for edit, message in (
         ("training['num_epoch'] = 3", "training.num_epoch: unknown parameter; did you mean"),
         ("training['batch_size'] = True", "training.batch_size: a number is wanted"),
@@ -237,7 +237,7 @@ def test_a_mistake_in_the_cell_is_named():
             in_notebook(NOTEBOOKS[4], edit=edit)
 
 
-def test_what_extends_names_lies_below_and_may_extend_another(tmp_path: Path):
+def test_extends_applies_first_and_may_be_chained(tmp_path: Path):
     below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
     below.write_text("extends: params/mi300x.yaml\ntraining: {num_epochs: 5, batch_size: 4}\n")
     above.write_text(f"extends: {below}\ntraining: {{num_epochs: 6}}\n")
@@ -259,7 +259,7 @@ def test_what_extends_names_lies_below_and_may_extend_another(tmp_path: Path):
         ("extends: OTHER", "circle"),
     ],
 )
-def test_a_file_that_extends_nothing_that_is_there(tmp_path: Path, text: str, message: str):
+def test_invalid_extends_is_an_error(tmp_path: Path, text: str, message: str):
     path, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
     path.write_text(text.replace("OTHER", str(other)))
     other.write_text(f"extends: {path}\n")
@@ -267,14 +267,14 @@ def test_a_file_that_extends_nothing_that_is_there(tmp_path: Path, text: str, me
         Params.from_files([path])
 
 
-def test_a_run_in_progress_does_not_depend_on_the_demos_file(tmp_path: Path):
-    """Whole values extend nothing: they mean the same whatever is edited meanwhile."""
+def test_complete_values_do_not_depend_on_the_demo_file(tmp_path: Path):
+    """Complete values extend no file, so that later edits do not affect them."""
     p = Params.from_files([MI300X], ["training.max_steps=3"])
     assert p.complete()["extends"] is None
     assert Params.from_values(json.loads(json.dumps(p.complete()))) == p
 
 
-def test_plan_status_and_run_read_one_file_alike_and_say_where_the_rest_comes_from(
+def test_plan_status_and_run_name_the_source_of_omitted_sections(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     path = tmp_path / "own.yaml"
@@ -292,8 +292,8 @@ def test_plan_status_and_run_read_one_file_alike_and_say_where_the_rest_comes_fr
     assert capsys.readouterr().err == ""
 
 
-def test_the_rendered_world_is_not_taken_for_a_data_set_of_the_hub(tmp_path: Path):
-    """A short file of a real run that forgets its source is not run on the demo's clips."""
+def test_real_repo_id_with_the_world_source_is_an_error(tmp_path: Path):
+    """A file of a real run that omits dataset.source does not run on the demo's clips."""
     path = tmp_path / "own.yaml"
     path.write_text("dataset: {repo_id: nvidia/PhysicalAI-Autonomous-Vehicles}\n")
     p = Params.from_files([path], [f"run.outputs_dir={tmp_path}"])
@@ -304,7 +304,7 @@ def test_the_rendered_world_is_not_taken_for_a_data_set_of_the_hub(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """01 up to its parameters, which it prints."""
+    """Notebook 01 up to its parameters, which it prints."""
     opened = nbformat.read(NOTEBOOKS[0], as_version=4)
     end = next(i for i, cell in enumerate(opened.cells) if "from_notebook" in cell.source)
     shown = (
@@ -318,7 +318,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_papermill(notebook: Path, folder: Path, *options: str) -> tuple[dict[str, Any] | str, str]:
-    """The parameters that the kernel saw, or its error's text; and papermill's stderr."""
+    """The parameters in the kernel, or its error's text, and papermill's stderr."""
     out = folder / "executed.ipynb"
     ran = subprocess.run(
         [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar"]
@@ -350,13 +350,13 @@ STEPS = "{training: {max_steps: 3}}"
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_papermill_changes_the_named_key_alone(
+def test_papermill_changes_only_the_named_key(
     notebook: Path, tmp_path: Path, options: list[str], base: str
 ):
     own = tmp_path / "own.yaml"
     own.write_text(OWN)
-    given = [word.replace("MI300X", str(MI300X)) for word in options]
-    seen, output = by_papermill(notebook, tmp_path, *given)
+    arguments = [word.replace("MI300X", str(MI300X)) for word in options]
+    seen, output = by_papermill(notebook, tmp_path, *arguments)
     path = own if base == "own" else PARAMS / f"{base}.yaml"
     assert seen == Params.from_files([path], ["training.max_steps=3"]).values()
     if "training.max_steps" not in " ".join(options):
@@ -372,7 +372,7 @@ def test_papermill_changes_the_named_key_alone(
     ],
     ids=lambda value: " ".join(value),
 )
-def test_what_papermill_would_change_without_a_word_is_refused(
+def test_silent_change_by_papermill_is_refused(
     notebook: Path, tmp_path: Path, options: list[str], messages: list[str]
 ):
     (tmp_path / "own.yaml").write_text(OWN)

@@ -1,4 +1,4 @@
-"""The text of params files and of `--set`, and values: taken as meant, or refused and why."""
+"""YAML text of params files, `--set` options and values: accepted as meant, or refused."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def of_text(folder: Path, text: str | bytes) -> Params:
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
 )
-def test_what_yaml_would_change_is_refused(tmp_path: Path, text: str, messages: list[str]):
+def test_ambiguous_yaml_is_refused(tmp_path: Path, text: str, messages: list[str]):
     with pytest.raises(AvomniError) as caught:
         of_text(tmp_path, text)
     for message in messages:
@@ -101,9 +101,9 @@ def test_what_yaml_would_change_is_refused(tmp_path: Path, text: str, messages: 
         ("dataset: {revision: null}", "dataset.revision", None),
     ],
 )
-def test_what_is_meant_is_taken(tmp_path: Path, text: str, key: str, value: Any):
-    found = of_text(tmp_path, text).values(key)[key]
-    assert found == value and type(found) is type(value)
+def test_unambiguous_yaml_values_are_accepted(tmp_path: Path, text: str, key: str, value: Any):
+    loaded = of_text(tmp_path, text).values(key)[key]
+    assert loaded == value and type(loaded) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_what_is_meant_is_taken(tmp_path: Path, text: str, key: str, value: Any)
         ("run", "price_per_hour", float("inf")),
     ],
 )
-def test_a_value_that_nobody_means_is_refused_by_its_name(section: str, key: str, value: Any):
+def test_invalid_value_is_refused_by_its_name(section: str, key: str, value: Any):
     with pytest.raises(AvomniError) as caught:
         Params.from_values({section: {key: value}})
     shown = str(caught.value)
@@ -183,8 +183,8 @@ def test_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_pat
 )
 def test_set_takes_the_whole_value(change: str, value: Any):
     key = change.split("=")[0].strip()
-    found = Params.from_files([MI300X], [change]).values(key)[key]
-    assert found == value or {k: v for k, v in found.items() if v is not None} == value
+    loaded = Params.from_files([MI300X], [change]).values(key)[key]
+    assert loaded == value or {k: v for k, v in loaded.items() if v is not None} == value
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_set_takes_the_whole_value(change: str, value: Any):
         (["run.outputs_dir=$HOME"], "variables such as"),
     ],
 )
-def test_a_set_that_is_not_clear_is_refused(changes: list[str], message: str):
+def test_ambiguous_set_option_is_refused(changes: list[str], message: str):
     with pytest.raises(AvomniError) as caught:
         Params.from_files([MI300X], changes)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""`processing.align: keyframes`: the phase of sampling at which wanted frames are key frames."""
+"""`processing.align: keyframes`: the sampling phase at which wanted frames are key frames."""
 
 import numpy as np
 import pytest
@@ -27,16 +27,18 @@ def stamps_of(first_us: int, count: int = 600, fps: int = 30, jitter: int = 0) -
 
 
 def times_of(stamps, keys):
-    return sampling.times_of(stamps, min(int(own[-1]) for own in stamps), HZ, keys)
+    return sampling.times_of(
+        stamps, min(int(camera_stamps[-1]) for camera_stamps in stamps), HZ, keys
+    )
 
 
 def wanted_rows(stamps, times):
-    return [reader.frame_indices(own, times) for own in stamps]
+    return [reader.frame_indices(camera_stamps, times) for camera_stamps in stamps]
 
 
 @pytest.mark.parametrize("jitter", [0, 60])
 @pytest.mark.parametrize("late", [1, 7, 12])
-def test_where_groups_divide_the_step_every_wanted_frame_becomes_a_key_frame(jitter, late):
+def test_all_frames_become_key_frames_if_the_gop_divides_the_step(jitter, late):
     """One camera's file begins `late` frames after that of the other two."""
     first = stamps_of(0, jitter=jitter)
     stamps = [first, stamps_of(400, jitter=jitter), first[late:]]
@@ -45,15 +47,15 @@ def test_where_groups_divide_the_step_every_wanted_frame_becomes_a_key_frame(jit
     plain, none = times_of(stamps, [])
     times, moved = times_of(stamps, keys)
     assert none == 0 and -STEP_US / 2 < moved <= STEP_US / 2 and moved != 0
-    for found, own in zip(wanted_rows(stamps, times), keys, strict=True):
-        assert np.isin(found, own).all()
+    for wanted, camera_keys in zip(wanted_rows(stamps, times), keys, strict=True):
+        assert np.isin(wanted, camera_keys).all()
     assert not np.isin(wanted_rows(stamps, plain)[0], keys[0]).any()
     assert (np.diff(times) == STEP_US).all(), "the spacing of the frames stays"
     assert len(plain) - 1 <= len(times) <= len(plain)
     assert times[0] >= stamps[2][0], "all cameras show something"
 
 
-def test_times_that_fall_on_key_frames_already_stay():
+def test_times_on_key_frames_stay():
     stamps = [stamps_of(0), stamps_of(400)]
     rows = np.arange(0, 600, 15)
     plain, _ = times_of(stamps, [])
@@ -62,7 +64,7 @@ def test_times_that_fall_on_key_frames_already_stay():
 
 
 @pytest.mark.parametrize("gop", [7, 250])
-def test_where_few_frames_would_be_key_frames_nothing_is_moved(gop):
+def test_times_stay_if_few_frames_would_be_key_frames(gop):
     stamps = [stamps_of(0)[5:], stamps_of(0)]
     rows = np.arange(0, 600, gop)
     keys = [rows[rows >= 5] - 5, rows]
@@ -81,16 +83,16 @@ def recipe(align):
 
 def num_keys(folder, number, arrays):
     """(wanted frames that are key frames, all of them)."""
-    clip, found = Clip(folder, Catalog.open(folder), clip_id_of(number)), 0
+    clip, count = Clip(folder, Catalog.open(folder), clip_id_of(number)), 0
     for column, camera in enumerate(GRID.cameras):
-        own = clip.timestamps(camera.name)
-        key_us = own[reader.key_rows(clip.video(camera.name))]
-        found += int(np.isin(arrays["timestamps"][:, column], key_us).sum())
-    return found, arrays["timestamps"].size
+        camera_stamps = clip.timestamps(camera.name)
+        key_us = camera_stamps[reader.key_rows(clip.video(camera.name))]
+        count += int(np.isin(arrays["timestamps"][:, column], key_us).sum())
+    return count, arrays["timestamps"].size
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_clip_is_sampled_at_the_phase_and_tells_it(folder, number):
+def test_clip_is_sampled_at_the_noted_phase(folder, number):
     clip = Clip(folder, Catalog.open(folder), clip_id_of(number))
     plain, aligned = (sample_clip(clip, recipe(align)) for align in (None, "keyframes"))
     before, _ = num_keys(folder, number, plain.arrays)
@@ -112,7 +114,7 @@ def run_of(tmp_path, folder, align):
     return p, build.build(p)
 
 
-def test_the_cache_records_it_and_predict_samples_alike(folder, tmp_path):
+def test_cache_records_the_phase_and_predict_uses_it(folder, tmp_path):
     p, built = run_of(tmp_path, folder, "keyframes")
     assert built.cache.header["align"] == "keyframes"
     rows = [
@@ -122,8 +124,8 @@ def test_the_cache_records_it_and_predict_samples_alike(folder, tmp_path):
         if row["clip_id"] in {clip_id_of(0), clip_id_of(1)}
     ]
     clip = Clip(folder, Catalog.open(folder), rows[0]["clip_id"])
-    own = sample_clip(clip, build.recipe_of(p))
-    assert [row.get("phase_us", 0) for row in rows][0] == own.notes.get("phase_us", 0)
+    sampled = sample_clip(clip, build.recipe_of(p))
+    assert [row.get("phase_us", 0) for row in rows][0] == sampled.notes.get("phase_us", 0)
     assert any(row.get("phase_us") for row in rows)
     from_cache = subject.of_clip(p, rows[0]["clip_id"]).times_us
     (p.cache_dir / "clips.json").unlink()
@@ -135,10 +137,10 @@ def test_the_cache_records_it_and_predict_samples_alike(folder, tmp_path):
     assert plain.cache.digest != built.cache.digest
 
 
-def test_the_audit_says_where_key_frames_could_be_met(folder, tmp_path):
+def test_audit_reports_a_possible_key_frame_alignment(folder, tmp_path):
     p, _ = run_of(tmp_path, folder, None)
-    found = [row for row in audit(p, None).findings if row["what"] == "key frames could be met"]
-    assert found and "processing.align: keyframes would make" in found[0]["reason"]
+    findings = [row for row in audit(p, None).findings if row["what"] == "key frames could be met"]
+    assert findings and "processing.align: keyframes would make" in findings[0]["reason"]
     values = p.values()
     values["processing"]["sample_hz"] = 7.0
     other = audit(Params.from_values(values), None)

@@ -1,8 +1,7 @@
 """NVIDIA's own kit reads the rendered world, unchanged, over HTTP from the local hub.
 
-What it returns (frames, ego motion, calibration) is held against the scenes that were drawn; and
-known points of the world, projected by the kit's own objects, are looked for in the frames it
-decodes.
+Its frames, egomotion and calibration are compared with the rendered scenes, and known points of
+the world, projected with the kit's objects, are located in the frames that it decodes.
 """
 
 import contextlib
@@ -45,7 +44,7 @@ def kit_on(p: Params, tmp_path):
         serve(folder, p.dataset.repo_id) as hub,
         pytest.MonkeyPatch.context() as patch,
     ):
-        # The kit takes no address; HF_ENDPOINT, which would give it one, is read at import.
+        # The kit has no endpoint argument, and HF_ENDPOINT is read at import.
         here = functools.partial(huggingface_hub.HfApi, endpoint=hub.endpoint)
         patch.setattr(huggingface_hub, "HfApi", here)
         kit = physical_ai_av.PhysicalAIAVDatasetInterface(cache_dir=tmp_path / "cache", token=False)
@@ -68,7 +67,7 @@ def survey(tmp_path_factory):
         yield p.dataset.world, kit
 
 
-def test_index_and_metadata(harbour):
+def test_index_and_metadata_match_the_world(harbour):
     published, kit = harbour
     clips = world_clips(published)
     assert kit.clip_index.index.tolist() == [clip.clip_id for clip in clips]
@@ -89,7 +88,7 @@ def test_index_and_metadata(harbour):
         )
 
 
-def test_frames_are_the_scene_at_their_timestamps(harbour):
+def test_frames_match_the_scene_at_their_timestamps(harbour):
     published, kit = harbour
     wanted = np.array([100_000, 433_333, 700_000, 1_200_000])
     with Renderer(WIDTH, HEIGHT) as renderer:
@@ -106,13 +105,13 @@ def test_frames_are_the_scene_at_their_timestamps(harbour):
                 assert ((at <= wanted) & (wanted - at < 33_500)).all()
                 ours = np.stack([f[idx] for f in renderer.frames(at / 1e6)]).astype(int)
                 error = np.abs(images.astype(int) - ours).mean(axis=(1, 2, 3))
-                assert error.max() < 7.0, (camera, error)  # of 255: what H.264 takes
+                assert error.max() < 7.0, (camera, error)  # of 255: the loss of H.264
                 far = np.stack([f[idx] for f in renderer.frames(at / 1e6 + 0.2)]).astype(int)
                 moved = np.abs(images.astype(int) - far).mean(axis=(1, 2, 3))
                 assert (error < moved)[scene.drive.at(at / 1e6)["speed"] > 1.0].all(), camera
 
 
-def test_egomotion_is_the_drive(harbour):
+def test_egomotion_matches_the_drive(harbour):
     published, kit = harbour
     for clip_id in kit.clip_index.index:
         scene = scene_of(published, clip_id)
@@ -135,7 +134,7 @@ def test_egomotion_is_the_drive(harbour):
         assert zero.pose.rotation.magnitude().max() < 1e-6
 
 
-def test_calibration_is_the_rig(harbour):
+def test_calibration_matches_the_rig(harbour):
     published, kit = harbour
     for clip_id in kit.clip_index.index:
         scene = scene_of(published, clip_id)
@@ -146,7 +145,7 @@ def test_calibration_is_the_rig(harbour):
             mount = scene.mounts[camera].rotation
             assert np.allclose(poses[camera].rotation.as_matrix(), mount, atol=1e-12)
             assert np.allclose(poses[camera].translation, scene.mounts[camera].position, atol=1e-12)
-            # The two published polynomials undo each other over the whole picture.
+            # The two published polynomials are inverse over the whole picture.
             corner = np.mgrid[1 : WIDTH - 1 : 9j, 1 : HEIGHT - 1 : 7j].reshape(2, -1).T
             back = models[camera].ray2pixel(models[camera].pixel2ray(corner))
             assert np.abs(back - corner).max() < 0.05, camera
@@ -155,8 +154,8 @@ def test_calibration_is_the_rig(harbour):
         )
 
 
-def test_others_are_where_the_scene_has_them(harbour):
-    """The kit knows no decoder for these labels and gives the tables as they are."""
+def test_obstacle_labels_match_the_scene(harbour):
+    """The kit has no decoder for these labels and returns the tables."""
     published, kit = harbour
     for clip_id in kit.clip_index.index:
         scene = scene_of(published, clip_id)
@@ -168,11 +167,11 @@ def test_others_are_where_the_scene_has_them(harbour):
             middle = np.array([row.center_x, row.center_y, row.center_z])
             place = motion(row.timestamp_us).pose.apply(middle)
             x, y, _ = scene.vehicle_poses([row.timestamp_us / 1e6])[0, int(row.track_id)]
-            # The middle of a van's box is not above its foot.
+            # The centre of a van's box is not above its origin.
             assert np.hypot(place[0] - x, place[1] - y) < 0.5
 
 
-def test_boxes_are_empty_and_columns_typed(harbour):
+def test_blurred_boxes_are_empty_and_columns_typed(harbour):
     _, kit = harbour
     clip_id = kit.clip_index.index[0]
     paths = kit.get_clip_feature_paths(clip_id, CAMERAS[0], members="blurred_boxes")
@@ -195,7 +194,7 @@ def seen_at(picture: np.ndarray, near: np.ndarray, reach: int) -> np.ndarray | N
     return np.array([(light * (cols + 0.5)).sum(), (light * (rows + 0.5)).sum()]) / light.sum()
 
 
-def test_known_points_lie_where_they_were_drawn(survey):
+def test_landmarks_project_to_their_pixels(survey):
     """Pose at the frame's timestamp, extrinsics, f-theta: all published, all read by the kit."""
     published, kit = survey
     errors = {camera: [] for camera in CAMERAS}
@@ -214,7 +213,7 @@ def test_known_points_lie_where_they_were_drawn(survey):
                 rays = camera_to_anchor.inv().apply(balls)
                 rays = rays[rays[:, 2] > 0.3 * np.linalg.norm(rays, axis=1)]
                 pixels = models[camera].ray2pixel(rays)
-                # A ball's radius in pixels, 0.45 m; a wide lens stretches it towards the edges.
+                # Radius in pixels of a ball of 0.45 m; a wide lens stretches it towards the edges.
                 radius = 0.45 * 1.5 * models[camera].th2r.coef[1] / np.linalg.norm(rays, axis=1)
                 for idx in np.flatnonzero((radius > 1.0) & (radius < 6.0)):
                     reach = int(np.ceil(radius[idx])) + 2
@@ -223,9 +222,9 @@ def test_known_points_lie_where_they_were_drawn(survey):
                     gap = np.linalg.norm(pixels - pixels[idx], axis=1) - radius
                     alone = np.delete(gap, idx).min() > 1.5 * reach + 1
                     if inside.all() and alone:
-                        found = seen_at(picture, pixels[idx], reach)
-                        assert found is not None, (camera, stamp, pixels[idx])
-                        errors[camera].append(np.linalg.norm(found - pixels[idx]))
-    for camera, found in errors.items():
-        assert len(found) >= 8, (camera, len(found))
-        assert max(found) <= 0.5, (camera, max(found))
+                        middle = seen_at(picture, pixels[idx], reach)
+                        assert middle is not None, (camera, stamp, pixels[idx])
+                        errors[camera].append(np.linalg.norm(middle - pixels[idx]))
+    for camera, distances in errors.items():
+        assert len(distances) >= 8, (camera, len(distances))
+        assert max(distances) <= 0.5, (camera, max(distances))

@@ -1,4 +1,4 @@
-"""Bars: what they say at the start, in between and at the end, and which one suits whom."""
+"""Progress bars: their text at the start, in between and at the end, and the choice of bar."""
 
 import contextlib
 import re
@@ -35,7 +35,7 @@ def lines_of(monkeypatch, capsys):
     return write
 
 
-def test_first_and_last_line_of_short_work(lines_of):
+def test_short_work_prints_a_first_and_a_last_line(lines_of):
     lines = lines_of(4, "clip", [(0.5, 1)] * 4)
     assert lines == [
         "ETL: 0/4 clip (0%) in 00:00, ? clip/s, ? left",
@@ -43,46 +43,46 @@ def test_first_and_last_line_of_short_work(lines_of):
     ]
 
 
-def test_a_line_every_ten_seconds_with_share_rate_and_time_left(lines_of):
+def test_line_every_ten_seconds_shows_share_rate_and_time_left(lines_of):
     lines = lines_of(100, "clip", [(1, 1)] * 35)
     assert lines[1] == "ETL: 10/100 clip (10%) in 00:10,  1.00 clip/s, 01:30 left"
     assert len(lines) == 1 + 3 + 1
     assert lines[-1] == "ETL: 35/100 clip (35%) in 00:35,  1.00 clip/s"
 
 
-def test_bytes_are_worded_in_powers_of_ten(lines_of):
+def test_bytes_are_shown_in_powers_of_ten(lines_of):
     lines = lines_of(2e9, "byte", [(11, 5e8), (1, 1.5e9)])
     assert lines[1] == "ETL: 500M/2.00GB (25%) in 00:11, 45.5MB/s, 00:33 left"
     assert lines[-1].startswith("ETL: 2.00G/2.00GB (100%) in 00:12")
 
 
-def test_the_rate_forgets_what_a_resumed_run_found_done(lines_of):
+def test_rate_excludes_work_done_before_a_resume(lines_of):
     line = lines_of(1000, "clip", [(0, 900)] + [(2, 1)] * 60)[-2]
     assert "1.99s/ clip, 01:19 left" in line, line
 
 
-def test_interrupted_work_says_where_it_stopped(lines_of):
+def test_interrupted_work_shows_where_it_stopped(lines_of):
     assert lines_of(10, "step", [(1, 3)], fail=True)[-1].startswith("ETL: stopped at 3/10 step")
 
 
-def test_unknown_total_counts_without_a_share(lines_of):
+def test_unknown_total_shows_a_count_without_a_share(lines_of):
     lines = lines_of(None, "row", [(11, 2000)])
     assert lines[1].startswith("ETL: 2000 row in 00:11, ")
     assert "%" not in "".join(lines) and "left" not in "".join(lines)
 
 
-def test_no_work_at_all_is_no_error(lines_of):
+def test_empty_work_is_not_an_error(lines_of):
     assert lines_of(0, "clip", [])[-1].startswith("ETL: 0/0 clip")
 
 
 @pytest.mark.parametrize("kind", [progress.LineBar, progress.WidgetBar])
-def test_threads_lose_no_count(kind, capsys):
+def test_updates_from_threads_are_all_counted(kind, capsys):
     with kind(4000, "file", "fetch") as bar, ThreadPoolExecutor(4) as pool:
         list(pool.map(bar.update, [1] * 4000))
     assert bar.count == bar.meter.n == 4000
 
 
-def test_lines_where_nobody_looks():
+def test_line_bar_is_the_default_without_a_notebook():
     assert progress.bar() is progress.LineBar
     assert issubclass(progress.LineBar, Bar) and issubclass(progress.WidgetBar, Bar)
 
@@ -94,12 +94,12 @@ with progress.bar()(3, "clip", "ETL") as bar:
         bar.update(1)
 type(bar).__name__
 """
-# What a front end keeps of a display that nobody updates any more is its text.
+# A front end keeps the text of a display that is no longer updated.
 UNFINISHED = "unfinished = progress.bar()(9, 'clip', 'ETL')\nunfinished.update(2)"
 
 
-def test_a_batch_kernel_gets_lines_and_lab_a_widget_that_leaves_its_last_line():
-    """In a real kernel; a person at a front end is who may be asked for input."""
+def test_batch_kernel_shows_lines_and_jupyterlab_a_widget():
+    """In a real kernel; a front end with a user allows input requests."""
     sources = [WORK, WORK, UNFINISHED]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
     client = NotebookClient(notebook, timeout=60, kernel_name="python3")

@@ -13,7 +13,7 @@ from avomni_world.scene.towns import TOWNS, town
 
 
 def seen_by(lens: rendered.Lens, mount: rendered.Mount) -> calibration.Projection:
-    """What the package makes of a lens and a mount as they are published."""
+    """The package's projection for the published values of a lens and a mount."""
     intrinsics = {name: getattr(lens, name) for name in ("width", "height", "cx", "cy")}
     intrinsics |= {f"fw_poly_{i}": value for i, value in enumerate(lens.fw)}
     extrinsics = dict(zip(("qx", "qy", "qz", "qw"), mount.quaternion, strict=True))
@@ -27,19 +27,19 @@ def seen_by(lens: rendered.Lens, mount: rendered.Mount) -> calibration.Projectio
     name=st.sampled_from(sorted(TOWNS)),
     size=st.sampled_from([(128, 72), (64, 36), (320, 180), (1920, 1080)]),
 )
-def test_points_fall_where_the_world_draws_them(camera, name, size):
-    """The world's lens is the published polynomial, turned into rays by other code."""
+def test_projection_inverts_the_worlds_lens(camera, name, size):
+    """The world's lens is the published polynomial, inverted to rays by independent code."""
     lens = rendered.make_lens(camera, town(name), *size)
     mount = rendered.make_mounts(np.random.default_rng(2), town(name))[camera.name]
     pixels = np.mgrid[0 : size[0] : 13j, 0 : size[1] : 9j].reshape(2, -1).T
-    rays, own = lens.rays(pixels), seen_by(lens, mount)
+    rays, projection = lens.rays(pixels), seen_by(lens, mount)
     assert np.linalg.norm(rays, axis=1) == pytest.approx(1.0)
     far = np.random.default_rng(1).uniform(2, 80, (len(rays), 1))
-    points = own.to_rig.apply(rays * far) + own.position
-    np.testing.assert_allclose(own.pixels(points), pixels, atol=1e-6)
+    points = projection.to_rig.apply(rays * far) + projection.position
+    np.testing.assert_allclose(projection.pixels(points), pixels, atol=1e-6)
 
 
-def test_what_is_behind_the_camera_is_nowhere():
+def test_points_behind_the_camera_project_to_nan():
     camera = calibration.Projection.of(
         {"width": 100, "height": 50, "cx": 50, "cy": 25}
         | {f"fw_poly_{i}": value for i, value in enumerate((0, 60, 0, 0, 0))},
@@ -53,7 +53,7 @@ def test_what_is_behind_the_camera_is_nowhere():
     assert dataclasses.is_dataclass(camera)
 
 
-def test_points_along_a_path_are_evenly_spaced_and_keep_its_ends():
+def test_path_points_are_evenly_spaced_and_keep_the_ends():
     path = np.array([[0.0, 0], [1, 0], [10, 0], [10, 5]])
     points = calibration.along(path)
     np.testing.assert_allclose(points[[0, -1]], path[[0, -1]])

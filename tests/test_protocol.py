@@ -66,7 +66,7 @@ def params(values, **sections):
     return Params.from_values(plain)
 
 
-def test_one_window_a_clip_ends_at_the_moment_and_none_of_them_is_learned_from(values):
+def test_each_protocol_clip_has_one_window_and_is_in_no_split(values):
     p = params(values)
     windows = samples.scored_windows(p)
     clips = [windows[i].clip_id for i in range(len(windows))]
@@ -77,24 +77,31 @@ def test_one_window_a_clip_ends_at_the_moment_and_none_of_them_is_learned_from(v
     for split in ("train", "val", "test"):
         other = samples.windows_of(p, split)
         assert not {other[i].clip_id for i in range(len(other))} & set(clips)
-    unasked = params(values, evaluation={"protocol": None, "protocol_ids": None})
-    plain = samples.train_windows(unasked)
+    without_protocol = params(values, evaluation={"protocol": None, "protocol_ids": None})
+    plain = samples.train_windows(without_protocol)
     assert clips[-1] in {plain[i].clip_id for i in range(len(plain))}
 
 
-def test_the_table_has_each_row_by_each_measure_and_quoted_ones_with_their_source(values, tmp_path):
+def test_table_has_all_rows_and_measures_and_quoted_sources(values, tmp_path):
     p = params(values)
     worker.work(p)
     worker.work(p.blinded())
     scored = ladder.evaluate(p, tmp_path)
-    found = scored.figures["protocol"]
-    assert (found["num_ids"], found["num_scored"]) == (len(values["ids"]), len(values["ids"]) - 1)
-    assert not found["is_published_list"] and found["num_samples"] == 6 and found["t0_s"] == 5.1
-    assert 0 <= found["most_off_t0_s"] <= 0.5 / p.processing.sample_hz
-    rows = {row["name"]: row for row in found["rows"]}
-    own = [name for name, row in rows.items() if not row["quoted"]]
-    assert own == list(ladder.PROTOCOL_ROWS)
-    for name in own:
+    protocol = scored.figures["protocol"]
+    assert (protocol["num_ids"], protocol["num_scored"]) == (
+        len(values["ids"]),
+        len(values["ids"]) - 1,
+    )
+    assert (
+        not protocol["is_published_list"]
+        and protocol["num_samples"] == 6
+        and protocol["t0_s"] == 5.1
+    )
+    assert 0 <= protocol["most_off_t0_s"] <= 0.5 / p.processing.sample_hz
+    rows = {row["name"]: row for row in protocol["rows"]}
+    measured = [name for name, row in rows.items() if not row["quoted"]]
+    assert measured == list(ladder.PROTOCOL_ROWS)
+    for name in measured:
         for measure in ladder.MEASURES:
             assert np.isfinite(rows[name][measure]), (name, measure)
     for at in ladder.HORIZONS_S:
@@ -107,9 +114,9 @@ def test_the_table_has_each_row_by_each_measure_and_quoted_ones_with_their_sourc
     assert rows["Qwen-Drive-1.0-4B"]["min_ade_3s_m"] == 0.34
     shown = ladder.protocol_table(scored.figures)
     assert "Alpamayo-1.5 (quoted, not run here)" in set(shown["row"])
-    json.dumps(found)
+    json.dumps(protocol)
 
-    # An adapter, or what it was made from, that has seen one of the clips is not scored.
+    # An adapter that was trained on one of the clips is refused.
     record_path = adapter.adapter_dir(p) / adapter.RECORD_FILE
     record = json.loads(record_path.read_text())
     record["training_clip_ids"].append(values["ids"][-1])
@@ -118,15 +125,15 @@ def test_the_table_has_each_row_by_each_measure_and_quoted_ones_with_their_sourc
         ladder.plan(p)
 
 
-def test_plan_says_in_which_chunks_the_clips_lie(values, capsys):
+def test_plan_lists_the_chunks_of_the_protocol_clips(values, capsys):
     p = params(values)
-    [(_, said, note)], figures = ids.rows(p)
+    [(_, value, note)], figures = ids.rows(p)
     catalog = Catalog.of(p)
     assert figures["protocol_chunks"] == sorted(
         {catalog.chunk_of(clip_id) for clip_id in values["ids"][:-1]}
     )
     assert figures["protocol_gb"] > 0 and "GB" in note or "MB" in note
-    assert "1 of them this source does not have" in note and "5.1 s" in said
+    assert "1 of them this source does not have" in note and "5.1 s" in value
     elsewhere = params(values, dataset={"local_dir": "/nowhere"})
     assert "before 01_audit" in ids.rows(elsewhere)[0][0][2]
     published = params(values, evaluation={"protocol_ids": None})
@@ -160,7 +167,7 @@ def test_published_ids_are_fetched_once_and_counted(values, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"", "no clip id"), (b"\xff\xfe\xff", "cannot be read")]
 )
-def test_a_file_of_ids_that_says_nothing_is_refused(values, tmp_path, content, reason):
+def test_unreadable_or_empty_ids_file_is_refused(values, tmp_path, content, reason):
     path = tmp_path / "ids.txt"
     path.write_bytes(content)
     with pytest.raises(AvomniError, match=reason):
@@ -169,27 +176,27 @@ def test_a_file_of_ids_that_says_nothing_is_refused(values, tmp_path, content, r
     assert ids.clip_ids(params(values, evaluation={"protocol_ids": str(path)})) == ("b", "a")
 
 
-def test_a_table_without_ids_is_refused(values, tmp_path):
+def test_table_without_ids_is_refused(values, tmp_path):
     path = tmp_path / "ids.parquet"
     pq.write_table(pa.table({"url": ["x"]}), path)
     with pytest.raises(AvomniError, match="no column of clip ids"):
         ids.clip_ids(params(values, evaluation={"protocol_ids": str(path)}))
 
 
-def test_what_the_protocol_fixes_cannot_be_set_otherwise(values):
+def test_params_that_contradict_the_protocol_are_refused(values):
     with pytest.raises(AvomniError) as error:
         params(
             values,
             training={"target": "summary_v1"},
             evaluation={"num_samples": 3, "temperature": 1.0, "max_windows": 5},
         )
-    for word in ("scores paths", "num_samples is 3", "temperature is 1.0", "max_windows is 5"):
-        assert word in str(error.value)
+    for message in ("scores paths", "num_samples is 3", "temperature is 1.0", "max_windows is 5"):
+        assert message in str(error.value)
     with pytest.raises(AvomniError, match="names clips"):
         params(values, evaluation={"protocol": None})
 
 
-def test_05_says_that_it_leaves_the_clips_out(values):
+def test_plan_of_05_excludes_the_protocol_clips(values):
     p = params(values)
     plan = trainer.plan(p, probe=False)
     [row] = [row for row in plan.rows if row[0] == "windows"]

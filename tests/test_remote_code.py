@@ -1,4 +1,4 @@
-"""A base model that brings code of its own is refused in one error, and none of it runs."""
+"""A base model that needs remote code is refused in one error, and its code does not run."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ SPY = """
 from pathlib import Path
 Path(__file__).with_name("it_ran").write_text("yes")
 """
-# Takes (folder, what is loaded of it) and prints what came of each: processes start slowly.
+# Takes (folder, step) pairs and prints each result; one process, because processes start slowly.
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -77,16 +77,16 @@ CASES = [
 ]
 
 
-def test_nobody_is_asked_and_nothing_runs(tmp_path):
-    base, asked = training_set.make_base(tmp_path / "base"), []
+def test_remote_code_never_runs_and_no_prompt_is_shown(tmp_path):
+    base, jobs = training_set.make_base(tmp_path / "base"), []
     (base / "spy.py").write_text(SPY)
     for number, (spoil, step) in enumerate(CASES):
         folder = shutil.copytree(base, tmp_path / str(number))
         spoil(folder)
-        asked.append((str(folder), step))
+        jobs.append((str(folder), step))
     ran = subprocess.run(
-        [sys.executable, "-c", LOAD, json.dumps(asked)],
-        input="y\n" * 99,  # whatever is asked
+        [sys.executable, "-c", LOAD, json.dumps(jobs)],
+        input="y\n" * 99,  # answers to possible prompts
         capture_output=True,
         text=True,
         timeout=300,
@@ -94,9 +94,9 @@ def test_nobody_is_asked_and_nothing_runs(tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     printed = json.loads(ran.stdout.splitlines()[-1])
-    for words, (spoil, _) in zip(printed, CASES, strict=True):
+    for output, (spoil, _) in zip(printed, CASES, strict=True):
         expected = "cannot be loaded" if spoil is pickled_weights else "asks to run code that comes"
-        assert expected in words
-        assert "where: model.base_model" in words and "what to do: " in words
+        assert expected in output
+        assert "where: model.base_model" in output and "what to do: " in output
     assert "[y/N]" not in ran.stdout + ran.stderr
     assert not list(tmp_path.rglob("it_ran"))

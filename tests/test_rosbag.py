@@ -1,4 +1,4 @@
-"""Pictures out of real ROS bags, written by rosbags' own writers."""
+"""Frames from real ROS bags, written with the rosbags package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def header(time_ns: int):
 
 
 def image(time_ns: int, grey: int, encoding: str = "bgr8", channels: int = 3, pad: int = 2):
-    """A picture of one grey, in lines that are longer than its pixels."""
+    """A grey image whose rows have `pad` bytes after the pixels."""
     lines = np.full((HEIGHT, WIDTH * channels + pad), 255 - grey, np.uint8)
     lines[:, : WIDTH * channels] = grey
     kind = STORE.types[PLAIN]
@@ -46,7 +46,7 @@ def jpeg(time_ns: int, grey: int, form: str = "JPEG"):
 
 
 def write(path, topics: dict, storage=StoragePlugin.SQLITE3) -> None:
-    """A bag of {topic: (type, [(recorded ns, message)])}."""
+    """Write a bag of {topic: (type, [(recorded ns, message)])}."""
     with Writer(path, version=9, storage_plugin=storage) as bag:
         for topic, (kind, messages) in topics.items():
             connection = bag.add_connection(topic, kind, typestore=STORE)
@@ -59,9 +59,9 @@ def taken(number: int, late_ms: float = 0) -> int:
     return START_S * 1_000_000_000 + number * 50_000_000 + round(late_ms * 1e6)
 
 
-@pytest.fixture(scope="module", params=list(StoragePlugin), ids=lambda each: each.name.lower())
+@pytest.fixture(scope="module", params=list(StoragePlugin), ids=lambda plugin: plugin.name.lower())
 def bag(request, tmp_path_factory):
-    """Two cameras, one of them 20 ms later; each message was recorded a second after its stamp."""
+    """Two cameras, one 20 ms later; each message is recorded a second after its stamp."""
     path = tmp_path_factory.mktemp("bags") / "drive"
     second = 1_000_000_000
     front = [(taken(i) + second, image(taken(i), 10 * i)) for i in range(NUM)]
@@ -75,14 +75,14 @@ def greys(frames) -> list[float]:
 
 
 @pytest.mark.parametrize(("topic", "late_ms"), [(TOPIC, 0), (JPEG_TOPIC, 20)])
-def test_pictures_have_the_times_of_their_headers(bag, topic, late_ms):
+def test_frames_have_their_headers_timestamps(bag, topic, late_ms):
     read = list(rosbag.frames(f"rosbag:{bag}?topic={topic}"))
     assert [time_ns for time_ns, _ in read] == [taken(i, late_ms) for i in range(NUM)]
     assert {(frame.width, frame.height) for _, frame in read} == {(WIDTH, HEIGHT)}
     assert np.allclose(greys(frame for _, frame in read), 10 * np.arange(NUM), atol=2)
 
 
-def test_two_cameras_of_a_bag_keep_their_distance_and_are_paced(bag):
+def test_two_cameras_keep_their_offset_and_real_time_pace(bag):
     begun, firsts, readers, counts = Begun(2), {}, [], {}
 
     def push(camera, time_ns, frame):
@@ -100,18 +100,18 @@ def test_two_cameras_of_a_bag_keep_their_distance_and_are_paced(bag):
         reader.join(20)
     assert firsts["b"] - firsts["a"] == 20_000_000
     assert counts == {"a": NUM, "b": NUM}
-    assert time.monotonic() - started >= 0.05 * (NUM - 1), "at the pace at which they were taken"
+    assert time.monotonic() - started >= 0.05 * (NUM - 1), "at the recorded rate"
 
 
 @pytest.mark.parametrize(
     ("encoding", "channels"), [("rgb8", 3), ("rgba8", 4), ("bgra8", 4), ("mono8", 1)]
 )
-def test_plain_encodings(encoding, channels):
+def test_plain_encodings_are_decoded(encoding, channels):
     frame = rosbag.plain(image(0, 77, encoding, channels))
     assert np.allclose(frame.to_ndarray(format="rgb24")[..., 0].mean(), 77, atol=1)
 
 
-def test_colours_are_in_their_order():
+def test_colour_channels_are_in_order():
     message = image(0, 0, "bgr8", 3, pad=0)
     message.data[0::3] = 200  # blue
     shown = rosbag.plain(message).to_ndarray(format="rgb24")
@@ -119,7 +119,7 @@ def test_colours_are_in_their_order():
     assert rosbag.compressed(jpeg(0, 90, "PNG").data, {}).to_ndarray(format="rgb24").mean() == 90
 
 
-def test_without_a_stamp_it_is_the_time_of_the_recording(tmp_path):
+def test_recording_time_replaces_a_missing_stamp(tmp_path):
     write(tmp_path / "bag", {TOPIC: (PLAIN, [(taken(3), image(0, 5))])})
     [(time_ns, _)] = rosbag.frames(f"rosbag:{tmp_path / 'bag'}?topic={TOPIC}")
     assert time_ns == taken(3)
@@ -134,12 +134,12 @@ def test_without_a_stamp_it_is_the_time_of_the_recording(tmp_path):
         ("rosbag:{bag}/metadata.yaml?topic=/a", "the bag cannot be read"),
     ],
 )
-def test_what_is_not_there_is_one_sentence(bag, ask, what):
+def test_missing_bag_or_topic_is_an_error(bag, ask, what):
     with pytest.raises(AvomniError, match=what):
         list(rosbag.frames(ask.format(bag=bag)))
 
 
-def test_a_damaged_bag_is_one_sentence(bag, tmp_path):
+def test_damaged_bag_is_an_error(bag, tmp_path):
     shutil.copytree(bag, tmp_path / "bag")
     [content] = [path for path in (tmp_path / "bag").iterdir() if path.suffix in (".db3", ".mcap")]
     content.write_bytes(content.read_bytes()[:3000])
@@ -147,7 +147,7 @@ def test_a_damaged_bag_is_one_sentence(bag, tmp_path):
         list(rosbag.frames(f"rosbag:{tmp_path / 'bag'}?topic={TOPIC}"))
 
 
-def test_a_damaged_picture_is_one_sentence():
+def test_damaged_frame_is_an_error():
     cut = image(0, 5)
     cut.data = cut.data[:100]
     for message in (cut, image(0, 5, "bayer_rggb8", 1)):
@@ -157,7 +157,7 @@ def test_a_damaged_picture_is_one_sentence():
         rosbag.compressed(np.zeros(9, np.uint8), {})
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch):
+def test_missing_extra_error_gives_the_install_command(monkeypatch):
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""What a run takes: the fewest requests, the wanted clips alone, and the same offline."""
+"""The files and clips of a run: few requests, only wanted clips, and the same offline."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ FILE_BYTES = 1000
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Many chunks whose files hold nothing of use: nobody reads them here."""
+    """Many chunks of placeholder files, which no test reads."""
     folder = tmp_path_factory.mktemp("published")
     clips = [listed_clip(n, n // CLIPS_PER_CHUNK) for n in range(NUM_CHUNKS * CLIPS_PER_CHUNK)]
     write_metadata(folder, clips, "main")
@@ -52,7 +52,7 @@ def taken(p: Params, server: LocalHub) -> Selection:
     return select(p, Hub(REPO, server.commit, server.endpoint), Verified(p.local_dir))
 
 
-def asked(server: LocalHub, path: str) -> int:
+def requests_for(server: LocalHub, path: str) -> int:
     return sum(request.path == path for request in server.requests)
 
 
@@ -65,11 +65,11 @@ METADATA = (
 )
 
 
-def test_one_request_for_the_metadata_and_one_for_the_files(tmp_path: Path, server: LocalHub):
+def test_sizes_take_one_request_for_metadata_and_one_for_files(tmp_path: Path, server: LocalHub):
     p = params(tmp_path)
     selection = taken(p, server)
-    assert asked(server, "api:paths-info") == 2
-    assert asked(server, "metadata/sensor_presence.parquet") == 0
+    assert requests_for(server, "api:paths-info") == 2
+    assert requests_for(server, "metadata/sensor_presence.parquet") == 0
     assert {f.path for f in selection.files} == {*METADATA} | {
         chunk_path(feature, chunk) for feature in selection.features for chunk in (0, 1)
     }
@@ -77,7 +77,7 @@ def test_one_request_for_the_metadata_and_one_for_the_files(tmp_path: Path, serv
     assert selection.files[: len(METADATA)] == tuple(
         next(f for f in selection.files if f.path == path) for path in METADATA
     )
-    # Nothing else was fetched: a chunk's file is asked for by nobody.
+    # No file of a chunk was fetched.
     assert {r.path for r in server.requests if not r.path.startswith("api:")} == {*METADATA}
 
 
@@ -86,13 +86,13 @@ def test_one_request_for_the_metadata_and_one_for_the_files(tmp_path: Path, serv
     [
         # 8 files a chunk: 150 chunks are 1,200 paths.
         ({"target_chunks": 150}, 150, 3),
-        # What does not fit is not asked for, but for the rest of a request.
+        # Sizes beyond the budget are requested only to fill a request.
         ({"target_chunks": 150, "target_size_gb": 0.0005}, 60, 1),
         ({"target_chunks": 150, "evict_raw": True, "target_size_gb": 0.0001}, 150, 3),
         ({"target_chunks": 150, "clips": {"max_clips": 100}}, 50, 1),
     ],
 )
-def test_sizes_are_asked_for_500_at_a_time_and_no_further_than_chunks_are_taken(
+def test_sizes_are_requested_500_at_a_time_up_to_the_budget(
     tmp_path: Path, server: LocalHub, download: dict, num_chunks: int, num_requests: int
 ):
     selection = taken(params(tmp_path, **download), server)
@@ -102,7 +102,7 @@ def test_sizes_are_asked_for_500_at_a_time_and_no_further_than_chunks_are_taken(
         num_chunks = int((download["target_size_gb"] * 1e9 - metadata) // (8 * FILE_BYTES))
         assert 10 < num_chunks < 62
     assert len(selection.choice.chunks) == num_chunks
-    assert asked(server, "api:paths-info") == 1 + num_requests
+    assert requests_for(server, "api:paths-info") == 1 + num_requests
 
 
 def test_only_wanted_clips_are_selected(tmp_path: Path, server: LocalHub):
@@ -112,17 +112,17 @@ def test_only_wanted_clips_are_selected(tmp_path: Path, server: LocalHub):
     ids = [clip_id for split in SPLITS for clip_id in selection.clip_ids[split]]
     assert ids and selection.clip_ids["val"] == () and selection.num_clips == len(ids)
     for clip_id in ids:
-        about = selection.catalog.attributes(clip_id)
-        assert about["country"] == "Germany" and about["hour"] in (8, 9)
+        attributes = selection.catalog.attributes(clip_id)
+        assert attributes["country"] == "Germany" and attributes["hour"] in (8, 9)
         assert clip_id in selection.clip_ids[selection.catalog.split_of(clip_id)]
         assert selection.catalog.chunk_of(clip_id) in selection.choice.chunks
     assert "country Germany, hour 8 or 9" in selection.choice.reason
 
 
-def test_the_same_is_offline_without_a_hub(tmp_path: Path, server: LocalHub):
+def test_offline_selection_equals_the_hubs(tmp_path: Path, server: LocalHub):
     clips = {"platforms": ["hyperion_8"], "balance_by": "country", "max_clips": 12}
     p = params(tmp_path, target_chunks=20, clips=clips)
-    assert selection_offline(p) is None  # nothing is here yet
+    assert selection_offline(p) is None  # no metadata yet
     selection = taken(p, server)
     before = len(server.requests)
     offline = selection_offline(p)
@@ -133,7 +133,7 @@ def test_the_same_is_offline_without_a_hub(tmp_path: Path, server: LocalHub):
     assert offline.choice.num_bytes == offline.num_bytes > 0
 
 
-def test_real_sizes_are_offline_from_what_is_published(tmp_path: Path):
+def test_offline_sizes_are_the_published_estimates(tmp_path: Path):
     p = params(tmp_path, source="hub", target_chunks=3, target_size_gb=1e3)
     clips = [listed_clip(n, n // 100) for n in range(300)]
     absent = "camera_front_tele_30fov"
@@ -149,24 +149,24 @@ def test_real_sizes_are_offline_from_what_is_published(tmp_path: Path):
     assert four_cameras / 3e9 == pytest.approx(8.24, abs=0.01)
 
 
-def test_what_a_download_takes_is_a_table_of_files(tmp_path: Path, server: LocalHub):
+def test_listing_has_a_row_for_each_file_of_the_download(tmp_path: Path, server: LocalHub):
     p, hub = params(tmp_path), Hub(REPO, server.commit, server.endpoint)
     rows = {row["path"]: row for row in listed(p, hub)}
     assert rows.keys() == {file.path for file in taken(p, server).files}
     for path, row in rows.items():
-        # The tables are fetched to choose by; nothing else is here yet.
+        # Only the metadata tables have been fetched.
         assert row["is_here"] == (row["feature"] is None) == (path in METADATA)
         if row["feature"]:
             assert path == chunk_path(row["feature"], row["chunk"]) and row["size"] == FILE_BYTES
-    here = p.local_dir / chunk_path("egomotion", 1)
-    here.parent.mkdir(parents=True)
-    here.write_bytes(b"0" * FILE_BYTES)
+    present = p.local_dir / chunk_path("egomotion", 1)
+    present.parent.mkdir(parents=True)
+    present.write_bytes(b"0" * FILE_BYTES)
     again = {row["path"]: row["is_here"] for row in listed(p, hub)}
     changed = {path for path, is_here in again.items() if is_here != rows[path]["is_here"]}
     assert changed == {chunk_path("egomotion", 1)}
 
 
-def test_a_revision_that_lost_a_table_does_not_keep_the_old_one(
+def test_table_absent_in_a_new_revision_is_removed(
     tmp_path: Path, server: LocalHub, published: Path
 ):
     p = params(tmp_path)

@@ -1,4 +1,4 @@
-"""The frozen splits: written once, added to, never changed, and known by a hash."""
+"""Frozen splits: written once, extended but never changed, and identified by a hash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def p(tmp_path: Path) -> Params:
     return Params.from_values({"run": {"outputs_dir": str(tmp_path)}})
 
 
-def test_what_is_frozen_is_read_back_sorted_and_known_by_its_hash(p: Params):
+def test_frozen_splits_are_read_back_sorted_with_their_hash(p: Params):
     assert split.sha256_of(p) is None
     digest = split.freeze(p, CLIPS)
     assert split.read(p) == {
@@ -37,7 +37,7 @@ def test_what_is_frozen_is_read_back_sorted_and_known_by_its_hash(p: Params):
     assert [path.name for path in p.run_dir.iterdir()] == ["split.json"]
 
 
-def test_the_same_splits_leave_the_file_alone(p: Params):
+def test_freezing_the_same_splits_keeps_the_file(p: Params):
     digest = split.freeze(p, CLIPS)
     state = split.path_of(p).stat()
     assert split.freeze(p, {"test": ["e", "f"], "train": ["a", "b", "d"], "val": ["c"]}) == digest
@@ -49,10 +49,10 @@ def test_the_same_splits_leave_the_file_alone(p: Params):
     st.dictionaries(st.text(min_size=1, max_size=4), st.sampled_from(["train", "val", "test"])),
     st.randoms(use_true_random=False),
 )
-def test_the_hash_is_of_the_splits_and_not_of_their_order(tmp_path_factory, splits, dice):
+def test_hash_does_not_depend_on_clip_order(tmp_path_factory, splits, rng):
     def frozen() -> str:
         order = list(splits)
-        dice.shuffle(order)
+        rng.shuffle(order)
         folder = tmp_path_factory.mktemp("split")
         p = Params.from_values({"run": {"outputs_dir": str(folder)}})
         by_split: dict[str, list[str]] = {}
@@ -65,14 +65,14 @@ def test_the_hash_is_of_the_splits_and_not_of_their_order(tmp_path_factory, spli
     assert frozen() == frozen()
 
 
-def test_clips_are_added_and_those_not_asked_for_stay(p: Params):
+def test_new_clips_are_added_and_old_ones_stay(p: Params):
     first = split.freeze(p, {"train": ["a"], "test": ["e"]})
     second = split.freeze(p, {"train": ["b"], "val": ["c"]})
     assert second != first
     assert split.read(p) == {"a": "train", "b": "train", "c": "val", "e": "test"}
 
 
-def test_a_clip_that_would_change_its_split_is_refused_and_nothing_is_written(p: Params):
+def test_changed_split_of_a_clip_is_refused(p: Params):
     split.freeze(p, CLIPS)
     before = split.path_of(p).read_bytes()
     moved = {"train": ["f", "new"], "val": ["a", "b", "c", "d"]}
@@ -84,7 +84,7 @@ def test_a_clip_that_would_change_its_split_is_refused_and_nothing_is_written(p:
     assert split.path_of(p).read_bytes() == before
 
 
-def test_a_clip_in_two_splits_is_refused_before_anything_is_written(p: Params):
+def test_clip_in_two_splits_is_refused(p: Params):
     with pytest.raises(AvomniError, match="in two splits, train and test") as caught:
         split.freeze(p, {"train": ["a", "b"], "test": ["b"]})
     assert caught.value.where == "clip b"
@@ -92,7 +92,7 @@ def test_a_clip_in_two_splits_is_refused_before_anything_is_written(p: Params):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ('"c": "val"', '"c": "test"', "its content and its sha256 disagree"),
         ('    "c": "val",\n', "", "its content and its sha256 disagree"),
@@ -102,18 +102,18 @@ def test_a_clip_in_two_splits_is_refused_before_anything_is_written(p: Params):
         ("{", "[", "not a JSON file"),
     ],
 )
-def test_a_file_that_was_changed_is_refused_by_all_who_read_it(p: Params, old, new, says):
+def test_edited_split_file_is_refused_by_every_reader(p: Params, old, new, message):
     split.freeze(p, CLIPS)
     text = split.path_of(p).read_text()
     assert old in text
     split.path_of(p).write_text(text.replace(old, new, 1))
     for read in (split.read, split.sha256_of, lambda p: split.freeze(p, CLIPS)):
-        with pytest.raises(AvomniError, match=says) as caught:
+        with pytest.raises(AvomniError, match=message) as caught:
             read(p)
         assert caught.value.where == str(split.path_of(p)) and caught.value.fix
 
 
-def test_a_cache_is_held_against_the_file(p: Params):
+def test_cache_with_other_splits_is_refused(p: Params):
     with pytest.raises(AvomniError, match="not frozen yet") as caught:
         split.check(p, {"a": "train"})
     assert caught.value.fix == "run 03_etl"

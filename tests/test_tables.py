@@ -12,7 +12,7 @@ from avomni_lib.errors import AvomniError
 from tests.published_set import listed_clip, write_metadata
 
 
-def test_gaps_in_floats_are_nan_and_in_whole_numbers_an_error():
+def test_missing_floats_are_nan_and_missing_integers_an_error():
     table = pa.table(
         {
             "speed": pa.chunked_array([[1.5, None], [2.5]], pa.float64()),
@@ -21,18 +21,18 @@ def test_gaps_in_floats_are_nan_and_in_whole_numbers_an_error():
         }
     )
     np.testing.assert_array_equal(number_column(table, "speed", "here"), [1.5, np.nan, 2.5])
-    for name, says in (
+    for name, message in (
         ("row", "1 values of row are missing"),
         ("name", "column name holds string, not numbers"),
         ("pace", "no column pace; there are speed, row, name"),
     ):
-        with pytest.raises(AvomniError, match=says) as caught:
+        with pytest.raises(AvomniError, match=message) as caught:
             number_column(table, name, "here")
         assert caught.value.where == "here"
 
 
-def test_a_folders_name_is_no_column(tmp_path: Path):
-    """pyarrow's own reader takes `key=value` in a path for one."""
+def test_hive_style_folder_name_is_not_a_column(tmp_path: Path):
+    """pyarrow's dataset reader makes a column of `key=value` in a path."""
     path = tmp_path / "run=7" / "t.parquet"
     path.parent.mkdir()
     pq.write_table(pa.table({"x": [1]}), path)
@@ -40,7 +40,7 @@ def test_a_folders_name_is_no_column(tmp_path: Path):
     assert read_table(path.read_bytes(), "bytes", ["x"]).to_pydict() == {"x": [1]}
 
 
-def test_a_file_cut_after_its_footer_was_read_is_named(tmp_path: Path):
+def test_error_names_a_file_truncated_after_opening(tmp_path: Path):
     path = write_metadata(tmp_path, [listed_clip(n, 0) for n in range(3)]) / "clip_index.parquet"
     table = ClipTable(path)
     path.write_bytes(path.read_bytes()[:-1])

@@ -1,6 +1,6 @@
-"""The same suite over each source of clips: the hub's layout, own recordings, a LeRobot data set.
+"""The same tests for each source of clips: the hub's layout, own recordings, a LeRobot data set.
 
-All three hold drives of `published_set.Drive` whose frames bear their names.
+All three have drives of `published_set.Drive`; frames encode clip, camera and frame number.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ WRITERS = {
 
 @dataclass
 class Read:
-    """A run over a source, as 01, 02 and 03 leave it."""
+    """The results of 01, 02 and 03 of a run over one source."""
 
     kind: str
     p: Params
@@ -96,7 +96,7 @@ class Read:
     built: build.Built
 
     def drive_of(self, clip_id: str) -> Drive:
-        """Each split has one drive, by its place."""
+        """The drive of a clip; each split has one."""
         split = next(row["split"] for row in self.built.clips if row["clip_id"] == clip_id)
         return Drive(SPLITS.index(split))
 
@@ -119,7 +119,7 @@ def read(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Read]:
         yield Read(kind, p, audited, fetched, build.build(p, hub=runs.open_hub(p)))
 
 
-def test_an_audit_finds_every_clip_sound(read: Read):
+def test_audit_reports_no_damaged_clip(read: Read):
     assert len(read.audited.clips) == 3
     severities = {row["severity"] for row in read.audited.findings if row["clip_id"]}
     assert severities <= {"odd"} and "damaged" not in {row["state"] for row in read.audited.clips}
@@ -127,7 +127,7 @@ def test_an_audit_finds_every_clip_sound(read: Read):
     assert {row["state"] for row in read.audited.files} <= {"sound", "not chosen"}
 
 
-def test_a_download_lists_each_file_once_with_its_size(read: Read):
+def test_download_lists_each_file_once_with_its_size(read: Read):
     rows = read.downloaded.rows
     assert len({row["path"] for row in rows}) == len(rows)
     for row in rows:
@@ -138,10 +138,10 @@ def test_a_download_lists_each_file_once_with_its_size(read: Read):
     assert again.chosen.digest == read.downloaded.chosen.digest
 
 
-def test_frames_are_those_of_their_times(read: Read):
+def test_frames_match_their_timestamps(read: Read):
     catalog = Catalog.of(read.p)
     for clip_id in (row["clip_id"] for row in read.built.clips):
-        clip, number = open_clip(read.p.local_dir, catalog, clip_id), read.drive_of(clip_id)
+        clip, drive = open_clip(read.p.local_dir, catalog, clip_id), read.drive_of(clip_id)
         for name in NAMES[:2]:
             stamps = clip.timestamps(name)
             wanted = stamps[[0, 4, 17, -1]]
@@ -149,15 +149,15 @@ def test_frames_are_those_of_their_times(read: Read):
             camera = cameras.CAMERAS.index(cameras.BY_NAME[name])
             seen = [read_frame(image) for image in images]
             frames = [0, 4, 17, len(stamps) - 1]
-            assert seen == [(number.clip_number, camera, frame) for frame in frames]
+            assert seen == [(drive.clip_number, camera, frame) for frame in frames]
 
 
-def test_the_cache_holds_every_clip_and_no_split_leaks_into_another(read: Read):
+def test_cache_has_every_clip_and_no_leak_between_splits(read: Read):
     assert [row["state"] for row in read.built.clips] == ["ok"] * 3
     leaks.check_all(read.p, read.built.cache)
 
 
-def test_windows_are_equal_in_shape_and_say_what_the_car_did(read: Read):
+def test_windows_have_one_shape_and_match_the_drive(read: Read):
     windows = Windows(read.built.cache, 4, 2, horizon_s=1.0)
     assert {window.split for window in windows} == set(SPLITS)
     for index, window in enumerate(windows):

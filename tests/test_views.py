@@ -1,4 +1,4 @@
-"""Windows with other frames: what is shown changes, and nothing else."""
+"""Views of windows: the frames change, and nothing else."""
 
 import pickle
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ CAMERAS = [camera.name for camera in cameras.grid("4-cam").cameras]
 
 @pytest.fixture(scope="module", params=["raw", "jpeg"])
 def windows(request, tmp_path_factory):
-    """Of a real cache: clips of 3 to 6 frames of 8 × 12 px in a 2×2 grid."""
+    """Windows of a real cache: clips of 3 to 6 frames of 8 × 12 px in a 2×2 grid."""
     folder = write_cache(tmp_path_factory.mktemp("views") / "cache", storage=request.param)
     return Windows(Cache.open(folder), 3, 1)
 
@@ -30,7 +30,7 @@ def views_of(windows):
     return [Black(windows), Shuffled(windows, 7), *(OneCamera(windows, name) for name in CAMERAS)]
 
 
-def test_only_the_frames_are_others(windows):
+def test_views_change_only_the_frames(windows):
     for view in views_of(windows):
         assert len(view) == len(windows) > 4
         assert list(view) == list(windows)
@@ -47,7 +47,7 @@ def test_only_the_frames_are_others(windows):
             view.nothing  # noqa: B018
 
 
-def test_frames_are_what_is_read_and_of_the_caches_form(windows):
+def test_read_into_gives_the_same_frames(windows):
     for view in views_of(windows):
         for index in range(len(windows)):
             frames = view.frames(index)
@@ -61,19 +61,19 @@ def test_frames_are_what_is_read_and_of_the_caches_form(windows):
             view.read_into(0, np.empty((2, 8, 12, 3), np.uint8))
 
 
-def test_black_frames_are_black_and_nothing_is_read(windows):
+def test_black_view_reads_nothing(windows):
     assert not any(Black(windows).frames(i).any() for i in range(len(windows)))
     blind = Black(SimpleNamespace(frame_shape=(2, 4, 4, 3)))
     assert blind.frames(0).shape == (2, 4, 4, 3)
 
 
-def test_only_black_windows_are_alike_however_they_are_looked_at(windows):
+def test_only_views_of_black_windows_are_alike(windows):
     assert Black(windows).alike and Shuffled(Black(windows), 0).alike
     assert OneCamera(Black(windows), CAMERAS[0]).alike
     assert not hasattr(Shuffled(windows, 0), "alike")
 
 
-def test_shuffled_frames_are_the_windows_own_in_another_order(windows):
+def test_shuffled_frames_are_a_permutation(windows):
     view = Shuffled(windows, 7)
     for index in range(len(windows)):
         order = view.order(index)
@@ -84,23 +84,21 @@ def test_shuffled_frames_are_the_windows_own_in_another_order(windows):
 @given(
     seed=st.integers(0, 2**32 - 1), length=st.integers(2, 20), clip=st.text(), number=st.integers(0)
 )
-def test_an_order_is_never_that_of_time_and_follows_from_seed_clip_and_number(
-    seed, length, clip, number
-):
+def test_order_is_never_chronological_and_is_deterministic(seed, length, clip, number):
     def order(seed=seed, clip=clip, number=number, others=0):
-        found = [SimpleNamespace(clip_id="x", number=3)] * others
-        found.append(SimpleNamespace(clip_id=clip, number=number))
+        windows = [SimpleNamespace(clip_id="x", number=3)] * others
+        windows.append(SimpleNamespace(clip_id=clip, number=number))
 
-        class Found(list):
+        class WindowList(list):
             frame_shape = (length, 8, 8, 3)
 
-        return list(Shuffled(Found(found), seed).order(others))
+        return list(Shuffled(WindowList(windows), seed).order(others))
 
     assert sorted(order()) == list(range(length)) and order() != list(range(length))
-    assert order(others=5) == order(), "it does not matter where among the windows it stands"
+    assert order(others=5) == order(), "the position among the windows does not matter"
 
 
-def test_orders_differ_by_seed_clip_and_number_and_all_are_drawn():
+def test_orders_differ_by_seed_clip_and_number():
     def orders(view, indices):
         return [tuple(view.order(i)) for i in indices]
 
@@ -117,7 +115,7 @@ def test_windows_of_one_frame_cannot_be_shuffled():
         Shuffled(Stripes(1, (1, 8, 8)), 0).frames(0)
 
 
-def test_one_camera_is_seen_at_its_place_and_the_others_are_black(windows):
+def test_one_camera_view_keeps_its_tile_and_blackens_the_others(windows):
     parts = [OneCamera(windows, name) for name in CAMERAS]
     for index in range(len(windows)):
         whole = windows.frames(index)
@@ -130,11 +128,11 @@ def test_one_camera_is_seen_at_its_place_and_the_others_are_black(windows):
             assert not seen.any()
 
 
-def test_a_camera_that_is_not_in_the_grid_is_refused(windows):
+def test_camera_outside_the_grid_is_refused(windows):
     with pytest.raises(AvomniError, match="camera_cross_left_120fov"):
         OneCamera(windows, "camera_cross_left_120fov")
 
 
-def test_a_view_goes_to_another_process():
+def test_view_can_be_pickled():
     view = pickle.loads(pickle.dumps(Shuffled(Stripes(4), 3)))
     assert np.array_equal(view.frames(2), Shuffled(Stripes(4), 3).frames(2))

@@ -1,4 +1,4 @@
-"""Which clips a run may take: filters, names, and what is said where they leave nothing."""
+"""The clips that a run may take: filters, named clips, and errors if none is left."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,20 +35,20 @@ def names(catalog: Catalog, **clips: object) -> set[str]:
     return set(catalog.clips.ids(wanted_clips(catalog, params(**clips)).rows))
 
 
-def test_nothing_asked_for_is_every_usable_clip(catalog: Catalog):
-    found = wanted_clips(catalog, params())
-    np.testing.assert_array_equal(found.rows, np.arange(NUM_CLIPS))
-    assert found.words == "" and found.groups == ("",)
+def test_without_filters_every_usable_clip_is_wanted(catalog: Catalog):
+    wanted = wanted_clips(catalog, params())
+    np.testing.assert_array_equal(wanted.rows, np.arange(NUM_CLIPS))
+    assert wanted.words == "" and wanted.groups == ("",)
 
 
 @pytest.mark.parametrize(
-    ("asked", "holds"),
+    ("filters", "holds"),
     [
         ({"splits": ["val", "test"]}, lambda clip: clip.split != "train"),
         ({"countries": ["Germany", "Italy"]}, lambda clip: clip.country in ("Germany", "Italy")),
         ({"countries": ["united STATES"]}, lambda clip: clip.country == "United States"),
         ({"hours": [9, 10]}, lambda clip: clip.hour in (9, 10)),
-        ({"hours": [3, 9]}, lambda clip: clip.hour == 9),  # at 3 nobody drove
+        ({"hours": [3, 9]}, lambda clip: clip.hour == 9),  # no clip has hour 3
         ({"platforms": ["hyperion_8"]}, lambda clip: clip.platform == "hyperion_8"),
         (
             {"event_clusters": ["animals_birds_roadkill"]},
@@ -64,19 +64,19 @@ def test_nothing_asked_for_is_every_usable_clip(catalog: Catalog):
         ),
     ],
 )
-def test_all_that_is_named_must_hold(catalog: Catalog, asked: dict, holds):
+def test_all_filters_must_match(catalog: Catalog, filters: dict, holds):
     expected = {clip.clip_id for clip in CLIPS if holds(clip)}
-    assert expected and names(catalog, **asked) == expected
+    assert expected and names(catalog, **filters) == expected
 
 
-def test_the_words_say_what_was_asked_for(catalog: Catalog):
-    found = wanted_clips(
+def test_words_describe_the_filters(catalog: Catalog):
+    wanted = wanted_clips(
         catalog, params(countries=["italy", "germany"], hours=[9], splits=["train"])
     )
-    assert found.words == "split train, country Italy or Germany, hour 9"
+    assert wanted.words == "split train, country Italy or Germany, hour 9"
 
 
-def test_clips_that_lack_something_or_are_marked_are_left_out(tmp_path: Path):
+def test_incomplete_and_invalid_clips_are_excluded(tmp_path: Path):
     clips = [
         replace(CLIPS[0], is_valid=False),
         replace(CLIPS[1], absent=("camera_rear_left_70fov",)),
@@ -86,7 +86,7 @@ def test_clips_that_lack_something_or_are_marked_are_left_out(tmp_path: Path):
     assert names(catalog) == {clip_id_of(2)}
 
 
-def test_names_that_are_unknown_are_told_all_at_once_with_what_there_is(catalog: Catalog):
+def test_unknown_values_are_reported_with_the_existing_ones(catalog: Catalog):
     with pytest.raises(AvomniError) as caught:
         wanted_clips(catalog, params(countries=["Germny", "Narnia", "Italy"]))
     assert caught.value.what == (
@@ -98,7 +98,7 @@ def test_names_that_are_unknown_are_told_all_at_once_with_what_there_is(catalog:
         wanted_clips(catalog, params(platforms=["hyperion_9"]))
 
 
-def test_the_filter_that_leaves_nothing_is_named_with_what_there_is(catalog: Catalog):
+def test_filter_without_matches_is_named_with_existing_values(catalog: Catalog):
     with pytest.raises(AvomniError) as caught:
         wanted_clips(catalog, params(countries=["Germany"], hours=[3], platforms=["hyperion_8"]))
     assert caught.value.where == "download.clips.hours"
@@ -110,31 +110,33 @@ def test_the_filter_that_leaves_nothing_is_named_with_what_there_is(catalog: Cat
     )
 
 
-def test_named_clips_that_cannot_be_used_are_told_all_at_once(tmp_path: Path):
+def test_unusable_named_clips_are_reported_at_once(tmp_path: Path):
     clips = [
         replace(CLIPS[0], is_valid=False),
         replace(CLIPS[1], absent=("egomotion", CAMERAS[0], "camera_rear_left_70fov")),
         *CLIPS[2:6],
     ]
     catalog = Catalog.open(write_metadata(tmp_path, clips))
-    right = [clip_id_of(n) for n in range(6)]
-    first, cut = "x" + right[3][1:], right[5][:-4]
-    middle = right[4][:17] + "zz" + right[4][19:]
+    clip_ids = [clip_id_of(n) for n in range(6)]
+    first, cut = "x" + clip_ids[3][1:], clip_ids[5][:-4]
+    middle = clip_ids[4][:17] + "zz" + clip_ids[4][19:]
     with pytest.raises(AvomniError) as caught:
-        wanted_clips(catalog, params(clip_ids=[*right[:3], first, middle, cut, "nothing like it"]))
+        wanted_clips(
+            catalog, params(clip_ids=[*clip_ids[:3], first, middle, cut, "nothing like it"])
+        )
     assert caught.value.what.splitlines() == [
         "6 of 7 named clips cannot be used:",
-        f"  - {right[0]}: the clip index marks it as not valid",
-        f"  - {right[1]}: it has no camera_rear_left_70fov, egomotion",
-        f"  - {first}: it is not in the clip index; the nearest is {right[3]}",
-        f"  - {middle}: it is not in the clip index; the nearest is {right[4]}",
-        f"  - {cut}: it is not in the clip index; the nearest is {right[5]}",
+        f"  - {clip_ids[0]}: the clip index marks it as not valid",
+        f"  - {clip_ids[1]}: it has no camera_rear_left_70fov, egomotion",
+        f"  - {first}: it is not in the clip index; the nearest is {clip_ids[3]}",
+        f"  - {middle}: it is not in the clip index; the nearest is {clip_ids[4]}",
+        f"  - {cut}: it is not in the clip index; the nearest is {clip_ids[5]}",
         "  - nothing like it: it is not in the clip index",
     ]
 
 
 @pytest.mark.parametrize("key", ["event_clusters", "balance_by"])
-def test_a_release_that_does_not_tell_is_named(tmp_path: Path, key: str):
+def test_filter_on_an_attribute_missing_from_the_release_is_refused(tmp_path: Path, key: str):
     catalog = Catalog.open(write_metadata(tmp_path, CLIPS, "26.03"))
     value = "event_cluster" if key == "balance_by" else ["OTHER_LONGTAIL"]
     with pytest.raises(AvomniError, match=r"it has no reasoning/ood_reasoning\.parquet") as caught:
@@ -142,12 +144,12 @@ def test_a_release_that_does_not_tell_is_named(tmp_path: Path, key: str):
     assert caught.value.where == f"download.clips.{key}"
 
 
-def test_groups_are_those_that_are_known(catalog: Catalog, tmp_path: Path):
-    found = wanted_clips(catalog, params(balance_by="event_cluster"))
+def test_balance_uses_only_clips_with_a_known_group(catalog: Catalog, tmp_path: Path):
+    wanted = wanted_clips(catalog, params(balance_by="event_cluster"))
     clusters = [clip.event_cluster for clip in CLIPS if clip.event_cluster]
-    assert [found.groups[place] for place in found.group] == clusters
+    assert [wanted.groups[place] for place in wanted.group] == clusters
     unknown = [ListedClip(clip_id_of(n), country=None if n else "Italy") for n in range(3)]
-    strange = Catalog.open(write_metadata(tmp_path, unknown))
-    assert wanted_clips(strange, params(balance_by="country")).rows.tolist() == [0]
+    other = Catalog.open(write_metadata(tmp_path, unknown))
+    assert wanted_clips(other, params(balance_by="country")).rows.tolist() == [0]
     with pytest.raises(AvomniError, match="the country of none of the 2 wanted clips is known"):
-        wanted_clips(strange, params(balance_by="country", clip_ids=[clip_id_of(1), clip_id_of(2)]))
+        wanted_clips(other, params(balance_by="country", clip_ids=[clip_id_of(1), clip_id_of(2)]))

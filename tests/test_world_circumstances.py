@@ -1,4 +1,4 @@
-"""What a rendered world says of its clips: of each kind some, and never by chance."""
+"""Attributes of the clips of a rendered world: varied and deterministic."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ from avomni_world.publish.dataset import world_clips
 
 
 def demo() -> dict[str, tuple[int, Circumstances]]:
-    """clip_id -> its chunk and what is said of it, of a world as the demo's."""
+    """clip_id -> its chunk and its attributes, in a world like the demo's."""
     world = Params.model_validate(
         {"dataset": {"world": {"num_chunks": 2, "clips_per_chunk": 50}}}
     ).dataset.world
@@ -26,22 +26,22 @@ def demo() -> dict[str, tuple[int, Circumstances]]:
     }
 
 
-def test_there_is_something_to_choose_by():
-    said = demo()
+def test_each_chunk_has_varied_attributes():
+    attributes = demo()
     for chunk in (0, 1):
-        here = [about for own, about in said.values() if own == chunk]
-        countries = Counter(about.country for about in here)
+        in_chunk = [about for clip_chunk, about in attributes.values() if clip_chunk == chunk]
+        countries = Counter(about.country for about in in_chunk)
         assert len(countries) >= 3 and countries.most_common(1)[0][0] == COUNTRIES[chunk]
-        platforms = Counter(about.platform for about in here)
+        platforms = Counter(about.platform for about in in_chunk)
         assert platforms.keys() == PLATFORMS.keys() and platforms["hyperion_8.1"] > 25
-        assert len({about.hour for about in here}) == 3
-        assert len({about.month for about in here}) >= 6
-        clusters = [about.event_cluster for about in here if about.event_cluster]
+        assert len({about.hour for about in in_chunk}) == 3
+        assert len({about.month for about in in_chunk}) >= 6
+        clusters = [about.event_cluster for about in in_chunk if about.event_cluster]
         assert 5 <= len(clusters) <= 8 and set(clusters) <= EVENT_CLUSTERS.keys()
-    assert len({about.event_cluster for _, about in said.values()}) >= 4
+    assert len({about.event_cluster for _, about in attributes.values()}) >= 4
 
 
-def test_values_are_possible_and_the_hour_is_the_lights():
+def test_attributes_are_plausible_and_the_hour_matches_the_light():
     for _, about in demo().values():
         assert 1 <= about.month <= 12
         assert abs(about.hour - HOUR_OF_DAY["harbour"]) <= 1
@@ -51,7 +51,7 @@ def test_values_are_possible_and_the_hour_is_the_lights():
     assert sum(map(has_event, range(100))) == sum(special)
 
 
-def test_a_clip_is_the_same_in_any_world_that_holds_it():
+def test_clip_attributes_do_not_depend_on_the_world():
     assert demo() == demo()
     (clip_id, (chunk, about)), *_ = demo().items()
     assert circumstances(clip_id, 0, chunk, "harbour") == about

@@ -20,7 +20,7 @@ def driven(seed: int, name: str) -> tuple[drive.Road, drive.Drive]:
 
 @settings(max_examples=25)
 @given(seed=seeds, name=town_names)
-def test_the_motion_is_a_bicycles(seed, name):
+def test_motion_follows_the_bicycle_model(seed, name):
     _, car = driven(seed, name)
     times, step = np.arange(-0.4, SECONDS - 0.1, 0.0173), 1e-3
     here, there = car.at(times), car.at(times + step)
@@ -32,8 +32,8 @@ def test_the_motion_is_a_bicycles(seed, name):
     turning = (there["yaw"] - here["yaw"]) / step
     assert np.abs(turning - speed * middle["curvature"]).max() < 0.01
     pulling = (there["speed"] - here["speed"]) / step
-    rolling = speed > 0.1  # a car that comes to a stand does so with a jerk
-    assert np.abs(pulling - middle["acceleration"])[rolling].max(initial=0.0) < 0.25
+    is_rolling = speed > 0.1  # acceleration jumps when a car stops
+    assert np.abs(pulling - middle["acceleration"])[is_rolling].max(initial=0.0) < 0.25
     assert np.abs(np.arctan(here["curvature"] * 2.85)).max() <= drive.MAX_STEER_RAD
     assert np.abs(middle["acceleration"]).max() < 4.0
     assert np.abs(speed**2 * middle["curvature"]).max() < 6.5
@@ -41,12 +41,12 @@ def test_the_motion_is_a_bicycles(seed, name):
 
 @settings(max_examples=25)
 @given(seed=seeds, name=town_names)
-def test_it_keeps_its_lane_and_its_speed_range(seed, name):
+def test_car_keeps_its_lane_and_speed_range(seed, name):
     road, car = driven(seed, name)
     motion = car.at(np.arange(-0.4, SECONDS, 0.05))
     lane, heading = road.place(motion["along"], np.array(drive.EGO_OFFSET_M))
-    away = np.hypot(lane[:, 0] - motion["x"], lane[:, 1] - motion["y"])
-    assert away.max() < 0.6
+    offset_m = np.hypot(lane[:, 0] - motion["x"], lane[:, 1] - motion["y"])
+    assert offset_m.max() < 0.6
     assert np.abs(heading - motion["yaw"]).max() < 0.12
     low, high = towns.town(name).speed_mps
     assert low <= motion["speed"].min() and motion["speed"].max() < high + 0.5
@@ -54,7 +54,7 @@ def test_it_keeps_its_lane_and_its_speed_range(seed, name):
 
 @settings(max_examples=25)
 @given(seed=seeds, name=town_names)
-def test_the_rig_is_the_origin_at_time_zero(seed, name):
+def test_rig_is_the_origin_at_time_zero(seed, name):
     _, car = driven(seed, name)
     zero = car.at(np.array([0.0]))
     for key in ("x", "y", "yaw"):
@@ -63,7 +63,7 @@ def test_the_rig_is_the_origin_at_time_zero(seed, name):
 
 @settings(max_examples=25)
 @given(seed=seeds, name=town_names)
-def test_the_road_leads_on_and_every_curve_can_be_taken_at_any_speed(seed, name):
+def test_road_curvature_and_heading_are_bounded(seed, name):
     town = towns.town(name)
     road = drive.make_road(np.random.default_rng(seed), town, 400.0)
     assert np.abs(road.headings).max() < drive.MAX_HEADING_RAD + 0.02
@@ -74,7 +74,7 @@ def test_the_road_leads_on_and_every_curve_can_be_taken_at_any_speed(seed, name)
     assert gaps == pytest.approx(drive.ROAD_STEP_M)
 
 
-def test_speeds_fill_their_range_and_some_clips_stop_and_start():
+def test_speeds_cover_their_range_and_some_cars_stop_and_start():
     for name in ("meadow", "harbour"):
         high = towns.town(name).speed_mps[1]
         profiles = [
@@ -94,7 +94,7 @@ def test_speeds_fill_their_range_and_some_clips_stop_and_start():
 
 @settings(max_examples=25)
 @given(seed=seeds, name=town_names)
-def test_a_car_that_strays_begins_out_of_its_lane_and_comes_back(seed, name):
+def test_straying_car_returns_to_its_lane(seed, name):
     rng, town = np.random.default_rng(seed), towns.town(name)
     road = drive.make_road(rng, town, town.speed_mps[1] * (SECONDS + 1))
     before = rng.bit_generator.state
@@ -104,19 +104,19 @@ def test_a_car_that_strays_begins_out_of_its_lane_and_comes_back(seed, name):
     car = drive.drive_along(rng, road, town, 2.85, SECONDS, stray)
     left, turned = stray.left_m, stray.turned_rad
     assert 0 < max(abs(left) / 2.0, abs(turned) / np.radians(12)) <= 1
-    first, usual = car.state[0], straight.state[0]
-    across = np.array([-np.sin(usual[2]), np.cos(usual[2])])
-    assert first[:2] - usual[:2] == pytest.approx(left * across, abs=1e-9)
-    assert first[2] - usual[2] == pytest.approx(turned)
+    first, reference = car.state[0], straight.state[0]
+    across = np.array([-np.sin(reference[2]), np.cos(reference[2])])
+    assert first[:2] - reference[:2] == pytest.approx(left * across, abs=1e-9)
+    assert first[2] - reference[2] == pytest.approx(turned)
     assert np.array_equal(car.state[:, 3:5], straight.state[:, 3:5])  # no slower, no faster
     lane, _ = road.place(car.state[:, 6], np.array(drive.EGO_OFFSET_M))
-    away = np.hypot(*(lane - car.state[:, :2]).T)
-    assert away.max() < 5.0
-    if car.state[:, 3].min() > 3.0:  # a car that stands cannot come back
-        assert away[int(9.0 / drive.STEP_S) :].max() < 0.6
+    offset_m = np.hypot(*(lane - car.state[:, :2]).T)
+    assert offset_m.max() < 5.0
+    if car.state[:, 3].min() > 3.0:  # a stopped car cannot return
+        assert offset_m[int(9.0 / drive.STEP_S) :].max() < 0.6
 
 
-def test_outside_the_drive_is_an_error():
+def test_time_outside_the_drive_is_an_error():
     _, car = driven(1, "meadow")
     with pytest.raises(ValueError, match="the drive spans"):
         car.at(np.array([SECONDS + 1]))

@@ -1,4 +1,4 @@
-"""An event is true: what its sentence says happens in the drive, in the labels, in the picture."""
+"""The text of an event matches the drive, the labels and the rendered frames."""
 
 import dataclasses
 import io
@@ -31,14 +31,14 @@ def eventful(seed: int, town: str = "harbour") -> Scene:
 
 
 def walker_of(scene: Scene) -> tuple[int, np.ndarray]:
-    """The number of who crosses among the vehicles."""
+    """Index of the pedestrian among the vehicles."""
     (number,) = [n for n, v in enumerate(scene.vehicles) if v.label == "person"]
     return number
 
 
 @pytest.fixture(scope="module")
 def crossed() -> Scene:
-    """The car stops for somebody on foot."""
+    """A scene in which the car stops for a pedestrian."""
     for seed in range(100):
         scene = eventful(seed)
         if scene.event and scene.event.text.startswith(STOPS) and WALKER in scene.event.text:
@@ -48,7 +48,7 @@ def crossed() -> Scene:
 
 @settings(max_examples=15)
 @given(seed=seeds, town=town_names)
-def test_the_sentence_is_true_of_the_drive(seed, town):
+def test_event_text_matches_the_drive(seed, town):
     scene = eventful(seed, town)
     assume(scene.event is not None)
     start_s, text = scene.event.start_us / 1e6, scene.event.text
@@ -59,10 +59,10 @@ def test_the_sentence_is_true_of_the_drive(seed, town):
         stops = set()
         for gentle in (0.15, 0.05):
             ends = np.flatnonzero(after["acceleration"] > -gentle)
-            end = min(ends[ends > 12], default=len(speed) - 1)  # it takes a moment to begin
+            end = min(ends[ends > 12], default=len(speed) - 1)  # braking begins with a delay
             stops.add(bool(speed[end : end + 6].min() < 0.2))
         assert speed[end] <= speed[0] - 1.0
-        # Of one who brakes for long the walker may be gone when it comes to rest.
+        # After long braking the pedestrian may be gone before the car stops.
         assert text.startswith(STOPS) in (stops | {False} if WALKER in text else stops)
     elif text.startswith("The car accelerates because"):
         assert speed[:80].max() >= speed[0] + 1.0
@@ -73,76 +73,76 @@ def test_the_sentence_is_true_of_the_drive(seed, town):
     assert (AHEAD in text) == bool(leaders)
     if leaders:
         gap = float(re.search(r"(\d+) m ahead", text)[1])
-        assert abs(leaders[0].along_m - gap) < 10  # the car's nose, the other's tail
+        assert abs(leaders[0].along_m - gap) < 10  # from the ego's front to the other car's rear
     assert (WALKER in text) == any(vehicle.label == "person" for vehicle in scene.vehicles)
 
 
 @settings(max_examples=15)
 @given(seed=seeds, town=town_names)
-def test_who_crosses_does_so_ahead_and_is_hit_by_nobody(seed, town):
+def test_pedestrian_crosses_ahead_without_collision(seed, town):
     scene = eventful(seed, town)
     assume(scene.event is not None and WALKER in scene.event.text)
     number = walker_of(scene)
     times = np.arange(-0.4, scene.drive.end_s, 0.02)
     motion, poses = scene.drive.at(times), scene.vehicle_poses(times)
-    here = poses[:, number, :2]
+    walker_xy = poses[:, number, :2]
     left = scene.vehicles[number].left_m + scene.vehicles[number].walked_m(times)
     is_in_lane = np.abs(left + 1.8) < 1.8
     start = np.searchsorted(times, scene.event.start_us / 1e6)
     assert not is_in_lane[: start - 60].any(), "not long before the car brakes"
     assert is_in_lane.sum() * 0.02 > 1.5
-    # In the rig's frame: ahead of the nose for as long as the lane is taken.
-    apart = here - np.stack([motion["x"], motion["y"]], axis=-1)
+    # In the ego frame the pedestrian is ahead of the car while in its lane.
+    apart = walker_xy - np.stack([motion["x"], motion["y"]], axis=-1)
     ahead = apart[:, 0] * np.cos(motion["yaw"]) + apart[:, 1] * np.sin(motion["yaw"])
     nose = scene.vehicle.rear_axle_to_bbox_center + scene.vehicle.length / 2
     later = times > 0
     assert ahead[is_in_lane & later].min() > nose + 1.0
-    others = np.delete(poses[..., :2], number, axis=1) - here[:, None]
+    others = np.delete(poses[..., :2], number, axis=1) - walker_xy[:, None]
     assert np.linalg.norm(others, axis=-1)[np.abs(left) < 3.6].min(initial=9.0) > 2.8
 
 
 @settings(max_examples=10)
 @given(seed=seeds, town=town_names)
-def test_the_drive_and_all_that_stands_are_those_without_the_event(seed, town):
+def test_event_changes_neither_the_drive_nor_static_objects(seed, town):
     with_it, without = eventful(seed, town), make_scene(seed, town, SECONDS)
     assert without.event is None
     bare = [dataclasses.replace(scene, vehicles=()) for scene in (with_it, without)]
     assert bytes_of(bare[0]) == bytes_of(bare[1])
-    kept = [vehicle for vehicle in with_it.vehicles if vehicle.label != "person"]
+    vehicles = [vehicle for vehicle in with_it.vehicles if vehicle.label != "person"]
     ids = [
         (vehicle.along_m, vehicle.left_m, vehicle.speed_mps, vehicle.follows)
         for vehicle in without.vehicles
     ]
-    assert all((v.along_m, v.left_m, v.speed_mps, v.follows) in ids for v in kept)
+    assert all((v.along_m, v.left_m, v.speed_mps, v.follows) in ids for v in vehicles)
     assert bytes_of(with_it) == bytes_of(eventful(seed, town))
 
 
-def test_the_survey_stays_empty():
+def test_survey_has_no_vehicles():
     for seed in range(6):
         scene = make_scene(seed, "survey", SECONDS, with_event=True)
         assert scene.vehicles == ()
         assert scene.event is None or "because the lane ahead is free" in scene.event.text
 
 
-def test_events_are_written_as_upstream_writes_them(crossed):
+def test_events_are_written_in_upstreams_format(crossed):
     (event,) = json.loads(crossed.event.json)
     assert set(event) == {"event_start_frame", "event_start_timestamp", "coc"}
     assert event["coc"] == crossed.event.text
-    # As at the source: frame 16 at 1,448,872 µs.
+    # As in the data set: frame 16 is at 1,448,872 µs.
     start_us = 1_448_872 + (event["event_start_frame"] - 16) * 100_000
     assert event["event_start_timestamp"] == crossed.event.start_us == start_us
     braking = events.change(crossed.drive, SECONDS, -1)
     assert abs(braking.start_s - start_us / 1e6) <= 0.051
 
 
-def test_who_crosses_is_seen(crossed):
-    """Drawn with and without: the pixels that differ lie where the label says."""
+def test_pedestrian_is_drawn_where_the_label_says(crossed):
+    """The pixels that change without the pedestrian are at the labelled position."""
     number = walker_of(crossed)
     walker = crossed.vehicles[number]
     alone = dataclasses.replace(
         crossed, vehicles=tuple(v for v in crossed.vehicles if v is not walker)
     )
-    # In the middle of the road, and by then not far.
+    # The pedestrian is in the middle of the road and near.
     time = walker.walk.start_s + 0.6 * walker.walk.length_m / walker.walk.speed_mps
     t_us = round(time * 10) * 100_000
     with Renderer(320, 180, FRONT) as renderer:

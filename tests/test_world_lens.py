@@ -1,4 +1,4 @@
-"""Lenses that undo themselves, mounts that look where their names say, drawings that cover."""
+"""Lenses, mounts and rasters of the rendered cameras."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ sizes = st.sampled_from([(128, 72), (64, 36), (320, 180), (1920, 1080)])
 
 @settings(max_examples=40)
 @given(camera=any_camera, town=town_names, size=sizes)
-def test_the_backward_polynomial_follows(camera, town, size):
+def test_backward_polynomial_inverts_the_forward_one(camera, town, size):
     lens = make_lens(camera, towns.town(town), *size)
     radius = np.linspace(0, np.hypot(*size) / 2, 200)
     angle = np.polynomial.polynomial.polyval(radius, lens.bw)
@@ -25,7 +25,7 @@ def test_the_backward_polynomial_follows(camera, town, size):
 
 
 @pytest.mark.parametrize("camera", cameras.CAMERAS, ids=lambda c: c.name)
-def test_the_field_of_view_is_the_names(camera):
+def test_field_of_view_matches_the_cameras_name(camera):
     lens = make_lens(camera, towns.town("meadow"), 128, 72)
     left, right = lens.rays(np.array([[lens.cx - 64, lens.cy], [lens.cx + 64, lens.cy]]))
     angle = np.degrees(np.arccos(left @ right))
@@ -33,7 +33,7 @@ def test_the_field_of_view_is_the_names(camera):
 
 
 @pytest.mark.parametrize("town", ["meadow", "harbour"])
-def test_cameras_look_where_their_names_say(town):
+def test_mounts_point_as_the_cameras_names_say(town):
     mounts = make_mounts(np.random.default_rng(3), towns.town(town))
     ahead = {name: mount.rotation @ (0, 0, 1) for name, mount in mounts.items()}
     for name, mount in mounts.items():
@@ -50,7 +50,7 @@ def test_cameras_look_where_their_names_say(town):
         assert side * mounts[camera.name].position[1] > 0.8
 
 
-def test_the_harbour_sits_higher_and_sees_otherwise():
+def test_harbour_rig_is_higher_and_has_other_lenses():
     rng = np.random.default_rng
     meadow, harbour = (make_mounts(rng(1), towns.town(n)) for n in ("meadow", "harbour"))
     for camera in cameras.CAMERAS:
@@ -62,11 +62,11 @@ def test_the_harbour_sits_higher_and_sees_otherwise():
 
 @settings(max_examples=30)
 @given(camera=any_camera, town=town_names, density=st.floats(0.4, 2.5))
-def test_a_drawing_covers_the_picture(camera, town, density):
+def test_raster_covers_the_frame(camera, town, density):
     lens = make_lens(camera, towns.town(town), 64, 36)
     raster = Raster.of(lens, density)
     assert raster.rows.shape == raster.cols.shape == (4, 36, 64)
     for index, size in ((raster.rows, raster.height), (raster.cols, raster.width)):
         assert index.min() >= 0 and index.max() < size
-        # And wastes no more than a pixel or the off-centre principal point's share of a side.
+        # The unused margin is a pixel, or due to the off-centre principal point.
         assert index.min() < 0.03 * size + 2 or index.max() > 0.97 * size - 3

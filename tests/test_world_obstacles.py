@@ -1,4 +1,4 @@
-"""The labels of other road users: the data set's columns, and the places that the scene has."""
+"""Labels of other road users: the data set's columns, and the positions of the scene."""
 
 import dataclasses
 import io
@@ -21,13 +21,13 @@ def labels(scene: Scene) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    """With a car ahead, one behind, and some that come."""
+    """A scene with a car ahead, one behind, and some oncoming."""
     scene = make_scene(5, "harbour", SECONDS)
     assert len({vehicle.follows for vehicle in scene.vehicles}) == 2
     return scene
 
 
-def test_columns_are_upstreams(scene):
+def test_columns_are_the_data_sets(scene):
     schema = pq.read_schema(io.BytesIO(obstacles.table(scene)))
     numbers = [
         *(f"center_{axis}" for axis in "xyz"),
@@ -49,8 +49,8 @@ def test_columns_are_upstreams(scene):
     assert not table.duplicated(["timestamp_us", "track_id"]).any()
 
 
-def test_boxes_are_where_the_scene_has_them(scene):
-    """From the rig's frame back to the world: the box holds the mesh, nose and all."""
+def test_boxes_match_the_vehicles_of_the_scene(scene):
+    """The boxes, transformed to the world, enclose the vehicles' meshes exactly."""
     table = labels(scene)
     seen = set()
     for (t_us, track), row in table.set_index(["timestamp_us", "track_id"]).iterrows():
@@ -69,7 +69,7 @@ def test_boxes_are_where_the_scene_has_them(scene):
     assert {number for number, vehicle in enumerate(scene.vehicles) if vehicle.follows} <= seen
 
 
-def test_all_within_reach_are_labelled_and_nobody_beyond(scene):
+def test_all_vehicles_within_range_are_labelled(scene):
     table = labels(scene)
     times = np.arange(41) / 10
     motion, poses = scene.drive.at(times), scene.vehicle_poses(times)
@@ -79,6 +79,6 @@ def test_all_within_reach_are_labelled_and_nobody_beyond(scene):
     assert np.hypot(table["center_x"], table["center_y"]).max() <= obstacles.RANGE_M
 
 
-def test_nobody_on_the_road_is_an_empty_table_of_the_same_columns(scene):
-    alone = labels(dataclasses.replace(scene, vehicles=()))
-    assert not len(alone) and list(alone.columns) == list(labels(scene).columns)
+def test_scene_without_vehicles_gives_an_empty_table(scene):
+    table = labels(dataclasses.replace(scene, vehicles=()))
+    assert not len(table) and list(table.columns) == list(labels(scene).columns)

@@ -1,4 +1,4 @@
-"""A published world: upstream's layout, whole or not at all, the same bytes after any kill."""
+"""Publishing a world: the data set's layout, atomically, with the same bytes after any kill."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def published(tmp_path_factory) -> Path:
     return publish(world(), tmp_path_factory.mktemp("whole") / "world")
 
 
-def test_layout(published):
+def test_world_has_the_data_sets_layout(published):
     chunk_files = {
         chunk_path(feature).format(chunk_id=chunk)
         for feature in layout.FEATURES
@@ -70,7 +70,7 @@ def test_layout(published):
     assert "labels/egomotion/egomotion.chunk_0000.zip" in chunk_files
 
 
-def test_tables_of_attributes_have_upstreams_columns(published):
+def test_attribute_tables_have_the_data_sets_columns(published):
     clips = world_clips(world().dataset.world)
     collected = pd.read_parquet(published / "metadata/data_collection.parquet")
     assert collected["month"].dtype == collected["hour_of_day"].dtype == "int64"
@@ -82,29 +82,31 @@ def test_tables_of_attributes_have_upstreams_columns(published):
     assert reasoning["split"].isin(["train", "val"]).all()
 
 
-def test_cameras_that_are_not_rendered_are_absent_and_change_no_other(published, tmp_path):
+def test_unrendered_cameras_are_absent_and_do_not_affect_others(published, tmp_path):
     wanted = (cameras.REAR_TELE.name, cameras.FRONT_WIDE.name)
     p = world(cameras=wanted)
     two = publish(p.model_copy(update={"vision": TWO}), tmp_path / "world")
-    for folder, there in ((published, FOUR), (two, wanted)):
+    for folder, rendered in ((published, FOUR), (two, wanted)):
         catalog = Catalog.open(folder)
         calibrated = pd.read_parquet(folder / catalog.path("camera_intrinsics", 1)).index
-        assert set(calibrated.get_level_values("camera_name")) == set(there)
+        assert set(calibrated.get_level_values("camera_name")) == set(rendered)
         for camera in cameras.BY_NAME:
-            assert catalog.presence(camera).tolist() == [camera in there] * 4
-            assert (folder / catalog.path(camera, 0)).exists() == (camera in there)
+            assert catalog.presence(camera).tolist() == [camera in rendered] * 4
+            assert (folder / catalog.path(camera, 0)).exists() == (camera in rendered)
     front = catalog.path(cameras.FRONT_WIDE.name, 1)
     assert hashes(two)[front] == hashes(published)[front]
 
 
-def test_a_grid_of_cameras_that_are_not_rendered_is_refused(tmp_path):
-    with pytest.raises(AvomniError, match="camera_cross_left_120fov.* is rendered without") as told:
+def test_grid_with_unrendered_cameras_is_refused(tmp_path):
+    with pytest.raises(
+        AvomniError, match="camera_cross_left_120fov.* is rendered without"
+    ) as caught:
         publish(world().model_copy(update={"vision": SEVEN}), tmp_path / "world")
-    assert told.value.where == "dataset.world.cameras" and "7-cam" in told.value.fix
+    assert caught.value.where == "dataset.world.cameras" and "7-cam" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
 
 
-def test_features_csv_is_upstreams_line_for_line(published):
+def test_features_csv_matches_the_data_sets_line_for_line(published):
     lines = (published / "features.csv").read_text().splitlines()
     assert lines[0] == "feature,directory,chunk_path,clip_files_in_zip"
     assert lines[1] == (
@@ -128,7 +130,7 @@ def test_features_csv_is_upstreams_line_for_line(published):
     }
 
 
-def test_zips_are_stored_flat_and_in_the_order_of_the_clips(published):
+def test_zip_members_are_stored_in_clip_order(published):
     clips = world_clips(world().dataset.world)
     for chunk in (0, 1):
         name = f"camera/{cameras.REAR_LEFT.name}/{cameras.REAR_LEFT.name}.chunk_{chunk:04d}.zip"
@@ -144,11 +146,11 @@ def test_zips_are_stored_flat_and_in_the_order_of_the_clips(published):
             ]
 
 
-def test_clips_are_functions_of_their_seeds():
+def test_clips_depend_only_on_their_seeds():
     clips = world_clips(world(num_chunks=2, clips_per_chunk=50).dataset.world)
     assert len({clip.clip_id for clip in clips}) == len({clip.seed for clip in clips}) == 100
     assert all(str(uuid.UUID(clip.clip_id)) == clip.clip_id for clip in clips)
-    # More clips leave the first as they are; another seed or town changes all.
+    # More clips do not change the first ones; another seed or town changes all.
     assert world_clips(world(clips_per_chunk=1).dataset.world)[0].clip_id == clips[0].clip_id
     for other in (world(seed=12), world(town="meadow")):
         ids = {clip.clip_id for clip in world_clips(other.dataset.world)}
@@ -159,10 +161,10 @@ def test_clips_are_functions_of_their_seeds():
         scene_of(world().dataset.world, str(uuid.UUID(int=0)))
 
 
-def test_the_asked_share_of_the_clips_strays_and_the_others_are_as_they_were(published):
+def test_share_of_straying_clips_is_as_requested(published):
     def first_states(share: float) -> list[bytes]:
-        asked = world(strays=share, clips_per_chunk=10).dataset.world
-        scenes = [scene_of(asked, clip.clip_id) for clip in world_clips(asked)]
+        world_params = world(strays=share, clips_per_chunk=10).dataset.world
+        scenes = [scene_of(world_params, clip.clip_id) for clip in world_clips(world_params)]
         return [scene.drive.state.tobytes() for scene in scenes]
 
     none, some, every = map(first_states, (0.0, 0.5, 1.0))
@@ -170,7 +172,7 @@ def test_the_asked_share_of_the_clips_strays_and_the_others_are_as_they_were(pub
     strayed = [one != two for one, two in zip(none, some, strict=True)]
     assert 4 <= sum(strayed) <= 16
     assert some == [e if s else n for n, e, s in zip(none, every, strayed, strict=True)]
-    # What a folder was made from is recorded, and where nobody strays it is as it ever was.
+    # The parameters of a world are recorded; `strays` only if it is not 0.
     assert not is_published(world(strays=0.5), published)
     assert "strays" not in (published / "README.md").read_text()
 
@@ -184,18 +186,18 @@ def test_splits_are_balanced_in_every_chunk(clips_per_chunk):
         assert split == {"train": 6 * tenth, "val": tenth, "test": 3 * tenth}
 
 
-def test_the_room_that_is_asked_for_is_about_what_is_made(published):
+def test_expected_size_is_close_to_the_actual_size(published):
     size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
     assert 0.4 < expected_bytes(world().dataset.world) / size < 2.5
 
 
-def test_a_whole_world_is_left_as_it_is(published):
+def test_complete_world_is_not_rewritten(published):
     before = {path: path.stat().st_mtime_ns for path in published.rglob("*")}
     assert publish(world(), published) == published
     assert {path: path.stat().st_mtime_ns for path in published.rglob("*")} == before
 
 
-def test_another_world_is_not_written_over(published, tmp_path):
+def test_another_world_is_not_overwritten(published, tmp_path):
     with pytest.raises(AvomniError, match="something else"):
         publish(world(seed=12), published)
     (tmp_path / "note.txt").write_text("mine")
@@ -204,7 +206,7 @@ def test_another_world_is_not_written_over(published, tmp_path):
     assert is_published(world(), published) and not is_published(world(seed=12), published)
 
 
-def test_unknown_town_stops_before_anything_is_made(tmp_path):
+def test_unknown_town_is_refused_before_writing(tmp_path):
     with pytest.raises(AvomniError, match="unknown town 'harbor'"):
         publish(world(town="harbor"), tmp_path / "world")
     assert list(tmp_path.iterdir()) == []
@@ -218,8 +220,8 @@ PUBLISH = (
 )
 
 
-def test_renderers_that_are_always_killed_end_it_in_words_and_it_goes_on(published, tmp_path):
-    """Each is killed when it has a clip to render, by itself: from outside one is too late."""
+def test_killed_renderers_end_in_one_error_and_a_rerun_resumes(published, tmp_path):
+    """Each worker kills itself when it has a clip to render; from outside it would be too late."""
     script = tmp_path / "script.py"
     script.write_text(
         PUBLISH + "else:\n"
@@ -229,14 +231,14 @@ def test_renderers_that_are_always_killed_end_it_in_words_and_it_goes_on(publish
     )
     command = [sys.executable, script, world().model_dump_json(), tmp_path / "world"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    said = run.stderr
-    assert run.returncode == 1 and "AvomniError: " in said
-    assert "was killed twice" in said and "run the same command again" in said
-    assert "BrokenProcessPool" not in said
+    stderr = run.stderr
+    assert run.returncode == 1 and "AvomniError: " in stderr
+    assert "was killed twice" in stderr and "run the same command again" in stderr
+    assert "BrokenProcessPool" not in stderr
     assert hashes(publish(world(), tmp_path / "world")) == hashes(published)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(published, tmp_path):
+def test_killed_publish_resumes_to_the_same_bytes(published, tmp_path):
     folder = tmp_path / "world"
     command = [sys.executable, "-c", PUBLISH, world().model_dump_json(), str(folder)]
     for wanted in (1, 3):
@@ -256,6 +258,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(published, tmp_path):
             counts.append(amount)
 
     publish(world(), folder, progress=Counting)
-    assert counts[0] >= 3 and sum(counts) == 4  # what was there is not made again
+    assert counts[0] >= 3 and sum(counts) == 4  # finished clips are not rendered again
     assert hashes(folder) == hashes(published)
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]  # nothing is left beside it
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]  # no work folder is left

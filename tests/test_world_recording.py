@@ -18,7 +18,7 @@ lengths = st.floats(1.0, 20.0)
 
 @settings(max_examples=40)
 @given(seed=seeds, seconds=lengths)
-def test_cameras_tick_apart_and_forwards(seed, seconds):
+def test_camera_clocks_are_asynchronous_and_increasing(seed, seconds):
     clocks = recording.camera_clocks(seed, seconds)
     assert clocks.shape == (recording.num_frames(seconds), len(cameras.CAMERAS))
     steps = np.diff(clocks, axis=0)
@@ -29,13 +29,13 @@ def test_cameras_tick_apart_and_forwards(seed, seconds):
     assert np.array_equal(clocks, recording.camera_clocks(seed, seconds))
 
 
-def test_a_clip_of_20_s_has_605_frames():
+def test_clip_of_20_s_has_605_frames():
     assert recording.num_frames(20.0) == 605
 
 
 @settings(max_examples=40)
 @given(seed=seeds, seconds=lengths)
-def test_egomotion_ticks_unevenly_from_before_to_ten_seconds_past_the_video(seed, seconds):
+def test_egomotion_clock_is_uneven_and_outlasts_the_video_by_10_s(seed, seconds):
     clock = recording.egomotion_clock(seed, seconds)
     steps = np.diff(clock)
     assert clock.dtype == np.int64 and 8_000 < steps.min() < steps.max() < 12_000
@@ -46,7 +46,7 @@ def test_egomotion_ticks_unevenly_from_before_to_ten_seconds_past_the_video(seed
 
 
 @pytest.mark.parametrize("codec", recording.CODECS)
-def test_videos_are_what_upstreams_are(codec: str):
+def test_videos_have_the_data_sets_encoding(codec: str):
     rng = np.random.default_rng(0)
     coarse = rng.integers(40, 216, (65, 2, 9, 16, 3), np.uint8)
     pictures = coarse.repeat(4, axis=2).repeat(4, axis=3)

@@ -1,4 +1,4 @@
-"""Pictures: the right size, the same each time, of the instant asked for, nothing missing."""
+"""Rendered frames: size, determinism, time and completeness."""
 
 import dataclasses
 import hashlib
@@ -27,13 +27,13 @@ def frames(renderer: Renderer, scene, times=TIMES) -> np.ndarray:
     return np.stack(list(renderer.frames(times)))
 
 
-def test_pictures_do_not_depend_on_what_was_drawn_before(renderer):
+def test_frames_do_not_depend_on_earlier_renders(renderer):
     meadow, harbour = make_scene(3, "meadow", 2.0), make_scene(4, "harbour", 2.0)
     first = frames(renderer, meadow)
     assert first.shape == (3, 7, 36, 64, 3) and first.dtype == np.uint8
     frames(renderer, harbour)
     assert np.array_equal(frames(renderer, meadow), first)
-    # One time at a time, in another order, with another rig: still the same instants.
+    # The times in another order and another rig give the same frames.
     assert np.array_equal(frames(renderer, meadow, TIMES[::-1])[::-1], first)
     with Renderer(64, 36, cameras.GRIDS["4-cam"].cameras) as four:
         places = [cameras.CAMERAS.index(camera) for camera in cameras.GRIDS["4-cam"].cameras]
@@ -41,7 +41,7 @@ def test_pictures_do_not_depend_on_what_was_drawn_before(renderer):
         assert np.abs(error).mean() < 0.1
 
 
-def test_each_camera_has_its_own_instant(renderer):
+def test_each_camera_is_rendered_at_its_time(renderer):
     scene = make_scene(9, "meadow", 2.0)
     assert scene.drive.at(TIMES)["speed"].min() > 3.0
     renderer.open(scene)
@@ -55,8 +55,8 @@ def test_each_camera_has_its_own_instant(renderer):
 
 
 @pytest.mark.parametrize("town", ["meadow", "harbour"])
-def test_sky_above_ground_below_and_no_holes(renderer, town):
-    """The horizon is where a level ray is projected: sky's colours above it, none of them below."""
+def test_sky_is_above_the_horizon_and_ground_below(renderer, town):
+    """Sky colours are only above the row to which a level ray is projected."""
     scene = make_scene(12, town, 2.0)
     pictures = frames(renderer, scene)[0].astype(float)
     horizon, zenith = np.array(scene.town.horizon), np.array(scene.town.zenith)
@@ -74,12 +74,12 @@ def test_sky_above_ground_below_and_no_holes(renderer, town):
         assert len(top) > 3 and len(bottom) > 8
         assert off_sky(np.median(top, axis=(0, 1))) < 20, camera.name
         assert off_sky(np.median(bottom, axis=(0, 1))) > 25, camera.name
-        # The buffer is cleared with the zenith's colour: on the ground it would be a hole.
+        # The buffer is cleared with the zenith's colour, which on the ground would be a hole.
         assert (np.abs(bottom - zenith).max(axis=-1) > 6).all(), camera.name
 
 
-def test_left_is_left():
-    """Our lane is the right one: the road lies to the left of the car, the verge to its right."""
+def test_left_cameras_see_the_road_and_right_ones_the_verge():
+    """The car drives in the right lane: the road is to its left and the verge to its right."""
     scene = make_scene(3, "meadow", 2.0)
     pictures = picture(scene, 1.0, 128, 72)
     names = [camera.name for camera in cameras.CAMERAS]
@@ -92,7 +92,7 @@ def test_left_is_left():
     assert greenness(cameras.REAR_RIGHT) > greenness(cameras.REAR_LEFT) + 10
 
 
-def test_a_standing_car_sees_a_standing_world_and_a_moving_one_does_not(renderer):
+def test_frames_change_only_if_the_car_moves(renderer):
     scene = make_scene(9, "meadow", 2.0)
     moving = frames(renderer, scene).astype(int)
     assert (np.abs(moving[0] - moving[2]).mean(axis=(1, 2, 3)) > 3.0).all()
@@ -103,7 +103,7 @@ def test_a_standing_car_sees_a_standing_world_and_a_moving_one_does_not(renderer
     assert np.array_equal(still[0], still[1]) and np.array_equal(still[0], still[2])
 
 
-def test_a_hero_picture_is_the_same_view_at_another_size(renderer):
+def test_large_picture_shows_the_same_view(renderer):
     scene = make_scene(3, "meadow", 2.0)
     small = frames(renderer, scene)[1].astype(int)
     large = picture(scene, 0.5, 256, 144)
@@ -112,7 +112,7 @@ def test_a_hero_picture_is_the_same_view_at_another_size(renderer):
     assert np.abs(shrunk - small).mean() < 12.0
 
 
-def test_panda3d_keeps_quiet():
+def test_rendering_prints_nothing():
     script = (
         "import numpy as np\n"
         "from avomni_world.scene.render import picture\n"
@@ -123,8 +123,8 @@ def test_panda3d_keeps_quiet():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_surfaces_of_the_same_depth_are_drawn_in_our_order():
-    """Left to panda3d it follows addresses in memory, and a resumed world would differ."""
+def test_surfaces_of_equal_depth_have_a_fixed_order():
+    """panda3d's order depends on memory addresses, so that a resumed world would differ."""
     times = np.arange(0, 2, 1 / 15)
     scenes = {seed: make_scene(seed, "harbour", 2.0) for seed in (3, 4, 5)}
     drawn: dict[int, list[bytes]] = {seed: [] for seed in scenes}

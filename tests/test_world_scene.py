@@ -1,4 +1,4 @@
-"""A scene is a function of its arguments; what stands and moves in it keeps off our path."""
+"""A scene is a function of its arguments, and no object is in the way of the car."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def bytes_of(scene: scenes.Scene) -> bytes:
     return b"".join(array.tobytes() for array in arrays)
 
 
-def test_the_same_arguments_give_the_same_world():
+def test_same_arguments_give_the_same_scene():
     assert bytes_of(make_scene(7, "harbour", 2.0)) == bytes_of(make_scene(7, "harbour", 2.0))
     others = [make_scene(8, "harbour", 2.0), make_scene(7, "meadow", 2.0)]
     assert len({bytes_of(scene)[:5000] for scene in [make_scene(7, "harbour", 2.0), *others]}) == 3
@@ -28,7 +28,7 @@ def test_the_same_arguments_give_the_same_world():
 
 @settings(max_examples=12)
 @given(seed=seeds, town=town_names)
-def test_nothing_solid_stands_in_our_way(seed, town):
+def test_no_solid_object_is_on_the_cars_path(seed, town):
     scene = make_scene(seed, town, 4.0)
     motion = scene.drive.at(np.arange(-0.2, 4.2, 0.05))
     path = np.stack([motion["x"], motion["y"]], axis=-1)
@@ -40,7 +40,7 @@ def test_nothing_solid_stands_in_our_way(seed, town):
 
 @settings(max_examples=12)
 @given(seed=seeds, town=town_names)
-def test_others_keep_to_their_lanes_and_hit_nobody(seed, town):
+def test_other_vehicles_keep_their_lanes_and_never_collide(seed, town):
     scene = make_scene(seed, town, 4.0)
     times = np.arange(-0.2, 4.2, 0.1)
     poses, motion = scene.vehicle_poses(times), scene.drive.at(times)
@@ -59,7 +59,7 @@ def test_others_keep_to_their_lanes_and_hit_nobody(seed, town):
             assert ((step * nose).sum(axis=-1) > 0.9 * moved)[inside].all()
 
 
-def test_egomotion_has_upstreams_columns_and_its_own_derivatives():
+def test_egomotion_columns_and_derivatives_are_consistent():
     scene = make_scene(21, "meadow", 6.0)
     t_us = np.arange(-100_000, 16_000_000, 10_000)
     columns = scene.egomotion(t_us)
@@ -80,7 +80,7 @@ def test_egomotion_has_upstreams_columns_and_its_own_derivatives():
         assert np.abs(pull - columns[f"a{axis}"][2:-2])[rolling].max() < 0.3
 
 
-def test_camera_poses_ride_on_the_rig():
+def test_camera_poses_are_fixed_to_the_rig():
     scene = make_scene(5, "harbour", 4.0)
     for camera in cameras.CAMERAS:
         pose = scene.camera_poses(camera.name, np.array([0.0, 3.0]))

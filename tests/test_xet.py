@@ -1,6 +1,6 @@
-"""Where the hub offers Xet the real hf_xet fetches, into the same partials and the same check.
+"""If the hub offers Xet, the real hf_xet fetches into the same partials with the same checks.
 
-The storage here is a stand-in on 127.0.0.1 (`xet_storage.py`); the real one cannot be had there.
+The storage is a stand-in on 127.0.0.1 (`xet_storage.py`).
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def hub(server: LocalHub) -> Hub:
     return Hub(REPO, server.commit, server.endpoint, TOKEN, Backoff(first_s=0.01))
 
 
-def test_large_files_come_by_xet_and_the_hubs_token_stays_with_the_hub(
+def test_large_files_use_xet_without_the_hubs_token(
     server: LocalHub, storage: XetStorage, hub: Hub, tmp_path: Path
 ):
     bar = Bar()
@@ -63,7 +63,7 @@ def test_large_files_come_by_xet_and_the_hubs_token_stays_with_the_hub(
     assert bar.count == len(CONTENT) + (tmp_path / "served/features.csv").stat().st_size
 
 
-def test_what_an_earlier_process_left_is_gone_on_with(
+def test_xet_resumes_a_partial_file(
     server: LocalHub, storage: XetStorage, hub: Hub, tmp_path: Path
 ):
     remote = hub.sizes([ZIP])[ZIP]
@@ -76,7 +76,7 @@ def test_what_an_earlier_process_left_is_gone_on_with(
     assert server.gets(ZIP) == 0
 
 
-def test_where_xet_fails_files_come_by_range_from_there_on(
+def test_failed_xet_falls_back_to_range_requests(
     server: LocalHub, storage: XetStorage, hub: Hub, tmp_path: Path, caplog
 ):
     storage.is_lost = True
@@ -88,11 +88,11 @@ def test_where_xet_fails_files_come_by_range_from_there_on(
         assert hub.fetch(remote, tmp_path / "data").read_bytes() == CONTENT
         hub.fetch(remote, tmp_path / "again")
     assert [r.start for r in server.requests if r.path == ZIP] == [300_000, 0]
-    said = [record.message for record in caplog.records if "Xet fails" in record.message]
-    assert len(said) == 1 and "plain HTTP from here on" in said[0]
+    warnings = [record.message for record in caplog.records if "Xet fails" in record.message]
+    assert len(warnings) == 1 and "plain HTTP from here on" in warnings[0]
 
 
-def test_what_xet_brings_is_hashed_and_if_wrong_fetched_the_other_way(
+def test_file_damaged_by_xet_is_fetched_over_http(
     server: LocalHub, storage: XetStorage, hub: Hub, tmp_path: Path
 ):
     storage.flips = True
@@ -104,7 +104,7 @@ def test_what_xet_brings_is_hashed_and_if_wrong_fetched_the_other_way(
         hub.fetch(remote, tmp_path / "again")
 
 
-def test_a_user_may_do_without_xet(server, storage, hub: Hub, tmp_path: Path, monkeypatch):
+def test_xet_can_be_disabled(server, storage, hub: Hub, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     assert hub.fetch(hub.sizes([ZIP])[ZIP], tmp_path / "data").read_bytes() == CONTENT
     assert server.gets(ZIP) == 1 and storage.server.asked == []
@@ -114,5 +114,5 @@ def test_a_user_may_do_without_xet(server, storage, hub: Hub, tmp_path: Path, mo
     ("module", "name"),
     [(module, name) for module, names in xet.PRIVATE_NAMES.items() for name in names],
 )
-def test_a_private_name_of_the_client_is_where_it_was(module: str, name: str):
+def test_private_name_of_the_client_exists(module: str, name: str):
     assert hasattr(importlib.import_module(module), name), f"{module}.{name} has moved"
