@@ -38,7 +38,7 @@ def here(p, tmp_path_factory):
     return ladder.evaluate(p, tmp_path_factory.mktemp("here"))
 
 
-class answer:
+class ModelServer:
     """An HTTP server of a run's models that predicts from the request alone."""
 
     def __init__(self, p: Params):
@@ -80,10 +80,10 @@ class answer:
         video, words = body["messages"][0]["content"]
         pictures = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
         frames = np.stack([np.array(Image.open(io.BytesIO(base64.b64decode(e)))) for e in pictures])
-        talk, row = self.local._conversation, NAMES[body["model"]]
-        assert words["text"].startswith(talk.words)
+        conversation, row = self.local._conversation, NAMES[body["model"]]
+        assert words["text"].startswith(conversation.words)
         self.local._shown[row] = Shown(frames)
-        history = words["text"].removeprefix(talk.words)
+        history = words["text"].removeprefix(conversation.words)
         return self.local(Batch(row, 0, 0, (0,), (history,)))[0]
 
 
@@ -97,7 +97,7 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def stand(p):
-    stand = answer(p)
+    stand = ModelServer(p)
     yield stand
     stand.http.shutdown()
     stand.http.server_close()
@@ -206,12 +206,12 @@ def test_live_session_continues_while_the_server_is_down(tmp_path, caplog):
     )
     frames = np.zeros((4, 8, 8, 3), np.uint8)
     with session.record:
-        made = [session.attempt(Ready(number, frames, 0, 0, 0)) for number in range(5)]
-    assert [record and record.tick for record in made] == [0, None, None, 3, 4]
+        predictions = [session.attempt(Ready(number, frames, 0, 0, 0)) for number in range(5)]
+    assert [prediction and prediction.tick for prediction in predictions] == [0, None, None, 3, 4]
     why = "the server does not answer"
     assert seen == [(0, None), (1, why), (2, why), (2, None), (2, None)]
     assert session.counts()["num_failed"] == 2
-    assert [record.levelname for record in caplog.records] == ["WARNING"], "told once"
+    assert [prediction.levelname for prediction in caplog.records] == ["WARNING"], "logged once"
     lines = [json.loads(line) for line in (tmp_path / RECORD_FILE).open()]
     assert [line["tick"] for line in lines if line["kind"] == "failed"] == [1, 2]
 

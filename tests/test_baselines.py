@@ -205,7 +205,7 @@ def test_rollout_of_any_motion_is_drivable(speed, accel, yaw_rate, duration):
 
 
 @pytest.mark.parametrize("name", motion_models.MODELS)
-@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1, META_V1], ids=lambda each: each.name)
+@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1, META_V1], ids=lambda form: form.name)
 @pytest.mark.parametrize(
     "past", [straight(8.0), straight(6.0, -2.0), circle(9.0, 30.0), straight(-1.0), straight(0.0)]
 )
@@ -313,7 +313,7 @@ def drives(num, seed):
     ]
     # About half are from the start of a clip, where poses are missing.
     kept = rng.integers(0, 33, num)
-    pasts = [seen(each, num_poses) for each, num_poses in zip(motions, kept, strict=True)]
+    pasts = [seen(motion, num_poses) for motion, num_poses in zip(motions, kept, strict=True)]
     return motions, pasts
 
 
@@ -339,12 +339,12 @@ def known():
 @pytest.fixture(scope="module")
 def asked():
     motions, _ = drives(100, 1)
-    return motions, [seen(each) for each in motions]
+    return motions, [seen(motion) for motion in motions]
 
 
 def fitted(known, of):
     motions, pasts = known
-    return EgoMotion.fit(pasts, [of(each) for each in motions])
+    return EgoMotion.fit(pasts, [of(motion) for motion in motions])
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def of_summary(known):
     return fitted(known, summary_of)
 
 
-@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1], ids=lambda each: each.name)
+@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1], ids=lambda form: form.name)
 def test_regression_beats_the_mean_and_constant_velocity(known, asked, form):
     def ground_truth_of(motion):
         return form.of(motion_models.truth_of(motion, DURATION_S, form.history_ends))
@@ -401,16 +401,16 @@ def test_regression_predicts_every_quantity_except_the_cause(known, asked):
 
     ridge = fitted(known, all_of)
     ground_truth, predicted = (
-        [all_of(each) for each in asked[0]],
-        [ridge.predict(each) for each in asked[1]],
+        [all_of(content) for content in asked[0]],
+        [ridge.predict(content) for content in asked[1]],
     )
     for word in ("along", "across"):
         true_words, predicted_words = (
-            [getattr(one, word) for one in each] for each in (ground_truth, predicted)
+            [getattr(one, word) for one in content] for content in (ground_truth, predicted)
         )
         assert np.mean([a == b for a, b in zip(true_words, predicted_words, strict=True)]) > 0.85
         assert set(predicted_words) == set(true_words), "no other word is answered"
-    assert {(each.cause, each.cause_from) for each in predicted} == {(None, None)}
+    assert {(content.cause, content.cause_from) for content in predicted} == {(None, None)}
     assert predicted[0].speed_mps == pytest.approx(ground_truth[0].speed_mps, abs=1.5)
     assert predicted[0].displacement_m == pytest.approx(ground_truth[0].displacement_m, abs=10)
     assert predicted[0].waypoints_m[3] == pytest.approx(ground_truth[0].waypoints_m[3], abs=1.5)
@@ -419,7 +419,7 @@ def test_regression_predicts_every_quantity_except_the_cause(known, asked):
 def test_regression_with_a_short_history_beats_the_mean(known, asked, of_summary):
     mean = baselines.constants(map(summary_of, known[0]))["mean"].speed_mps
     for num in (0, 1, 7):
-        pairs = [(of_summary.predict(seen(each, num)), summary_of(each)) for each in asked[0]]
+        pairs = [(of_summary.predict(seen(motion, num)), summary_of(motion)) for motion in asked[0]]
         off = np.mean([abs(predicted.speed_mps - true.speed_mps) for predicted, true in pairs])
         assert off < 0.7 * np.mean([abs(mean - true.speed_mps) for _, true in pairs])
 
@@ -439,7 +439,7 @@ def test_regression_ignores_poses_after_t0(asked, of_summary):
 def test_regression_stays_plausible_for_unseen_histories():
     # All drive straight at constant speed and have complete histories.
     motions = [Motion(speed) for speed in np.linspace(5, 15, 60)]
-    ridge = EgoMotion.fit([seen(each) for each in motions], list(map(summary_of, motions)))
+    ridge = EgoMotion.fit([seen(motion) for motion in motions], list(map(summary_of, motions)))
     for past in (seen(Motion(10.0, 2.0, 0.6)), seen(Motion(10.0), 0), seen(Motion(10.0))):
         assert ridge.predict(past).speed_mps == pytest.approx(10.0, abs=1.0)
     assert 0 <= ridge.predict(seen(Motion(60.0))).speed_mps < 61
@@ -448,7 +448,7 @@ def test_regression_stays_plausible_for_unseen_histories():
 
 def test_regression_fits_on_four_windows():
     motions, pasts = drives(4, 3)
-    ridge = EgoMotion.fit(pasts, [summary_of(each) for each in motions])
+    ridge = EgoMotion.fit(pasts, [summary_of(motion) for motion in motions])
     assert SUMMARY.parse(SUMMARY.write(ridge.predict(pasts[0])))
 
 

@@ -51,8 +51,8 @@ def test_interval_has_the_nominal_coverage(num_clips):
     num, covered = 200, 0
     for repetition in range(num):
         made = bootstrap.mean(drawn(clips, seed=repetition), clips)
-        (found,) = bootstrap.bounded(made, repetition, num=400)
-        covered += found.low <= 0 <= found.high
+        (estimate,) = bootstrap.bounded(made, repetition, num=400)
+        covered += estimate.low <= 0 <= estimate.high
     # Nominal coverage is 95 %, with a standard deviation of 1.5 % over 200 repetitions.
     assert 0.90 <= covered / num <= 0.99
 
@@ -73,7 +73,7 @@ def test_pairing_narrows_the_interval_of_a_difference():
 
 def by_hand(plain, num_clips, seed, num):
     """scipy's own interval of a plain Python statistic over the numbers of the clips."""
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (np.arange(num_clips),),
         lambda clips: plain(clips.astype(int).tolist()),
         n_resamples=num,
@@ -81,7 +81,7 @@ def by_hand(plain, num_clips, seed, num):
         method="BCa",
         rng=seed,
     )
-    return tuple(found.confidence_interval)
+    return tuple(result.confidence_interval)
 
 
 def clips_in_order(made):
@@ -102,13 +102,15 @@ def test_intervals_agree_with_scipy_on_the_same_draws(make, plain):
     windows = [np.flatnonzero(clip == CLIPS).tolist() for clip in range(5)]
     made = make(values, CLIPS)
     order = clips_in_order(made)
-    for row, found in zip(values.tolist(), bootstrap.bounded(made, seed=7, num=300), strict=True):
+    for row, estimate in zip(
+        values.tolist(), bootstrap.bounded(made, seed=7, num=300), strict=True
+    ):
         expected = by_hand(
             lambda clips, row=row: plain([row[i] for c in clips for i in windows[order[c]]]),
             *(5, 7, 300),
         )
-        assert found.method == "BCa"
-        assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
+        assert estimate.method == "BCa"
+        assert (estimate.low, estimate.high) == pytest.approx(expected, rel=1e-9)
 
 
 def test_macro_f1_intervals_agree_with_scipy_on_the_same_draws():
@@ -117,13 +119,13 @@ def test_macro_f1_intervals_agree_with_scipy_on_the_same_draws():
     true, predicted = draw.integers(0, 3, 30), draw.integers(-1, 3, (2, 30))
     made = bootstrap.macro_f1([(predicted, true, 3)], clips)
     order = clips_in_order(made)
-    for row, found in zip(predicted, bootstrap.bounded(made, seed=1, num=100), strict=True):
+    for row, estimate in zip(predicted, bootstrap.bounded(made, seed=1, num=100), strict=True):
 
         def plain(drawn_, row=row):
             chosen = [i for c in drawn_ for i in np.flatnonzero(clips == order[c])]
             return _plain_f1(row[chosen], true[chosen])
 
-        assert (found.low, found.high) == pytest.approx(by_hand(plain, 6, 1, 100), rel=1e-9)
+        assert (estimate.low, estimate.high) == pytest.approx(by_hand(plain, 6, 1, 100), rel=1e-9)
 
 
 def _plain_f1(predicted, true):
@@ -180,9 +182,9 @@ def test_many_clips_use_percentile_intervals(monkeypatch):
 
 
 def test_constant_values_have_an_interval_of_zero_width():
-    (found,) = bootstrap.bounded(bootstrap.mean(np.full((1, len(CLIPS)), 0.25), CLIPS))
-    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
-    assert found.method == "percentile"
+    (estimate,) = bootstrap.bounded(bootstrap.mean(np.full((1, len(CLIPS)), 0.25), CLIPS))
+    assert (estimate.value, estimate.low, estimate.high) == (0.25, 0.25, 0.25)
+    assert estimate.method == "percentile"
 
 
 @pytest.mark.parametrize("num_clips", [0, 1])
@@ -198,7 +200,7 @@ def test_fewer_than_two_clips_have_no_interval(num_clips):
 
 def test_resamples_without_a_matching_window_are_skipped():
     sums = np.array([[[4.0, 2.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
-    made = bootstrap.Statistic(sums, lambda each: each[..., 0] / each[..., 1])
+    made = bootstrap.Statistic(sums, lambda sums: sums[..., 0] / sums[..., 1])
     (value,), _ = bootstrap.estimates(made)
     assert (value.value, value.low, value.high) == (2.0, 2.0, 2.0)
     assert value.method == "percentile"

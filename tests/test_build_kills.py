@@ -115,12 +115,12 @@ class Run:
 
 
 def group_of(leader: int) -> list[int]:
-    found = []
+    pids = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.Error):
             if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
+                pids.append(process.pid)
+    return pids
 
 
 @pytest.fixture(scope="module")

@@ -42,44 +42,44 @@ def runs(tmp_path):
 
 
 def test_rows_of_the_same_name_are_compared_with_paired_intervals(runs):
-    found = compare(*runs).figures
-    assert list(found["rows"]) == ["adapted", "mean", "base"]
-    tables = [metrics.read(each / "06_evaluate/answers.parquet") for each in runs]
-    figures_of_runs = [metrics.figures(each)["metrics"]["adapted"] for each in tables]
-    for name, each in found["rows"]["adapted"].items():
-        values = [of[name]["value"] for of in figures_of_runs]
-        assert [each["a"], each["b"]] == pytest.approx(values)
-        assert each["difference"] == pytest.approx(values[1] - values[0])
-        assert each["low"] <= each["difference"] <= each["high"]
-    base = found["rows"]["base"]["speed_mae_mps"]
+    compared = compare(*runs).figures
+    assert list(compared["rows"]) == ["adapted", "mean", "base"]
+    tables = [metrics.read(score / "06_evaluate/answers.parquet") for score in runs]
+    figures_of_runs = [metrics.figures(score)["metrics"]["adapted"] for score in tables]
+    for name, score in compared["rows"]["adapted"].items():
+        values = [figures[name]["value"] for figures in figures_of_runs]
+        assert [score["a"], score["b"]] == pytest.approx(values)
+        assert score["difference"] == pytest.approx(values[1] - values[0])
+        assert score["low"] <= score["difference"] <= score["high"]
+    base = compared["rows"]["base"]["speed_mae_mps"]
     assert (base["difference"], base["low"], base["high"]) == (0.0, 0.0, 0.0)
-    assert found["num_windows"] == len(ASKED) and found["num_clips"] == 14
-    assert found["warnings"] == []
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert compared["num_windows"] == len(ASKED) and compared["num_clips"] == 14
+    assert compared["warnings"] == []
+    assert json.loads(json.dumps(compared, allow_nan=False)) == compared
 
 
 def test_interval_equals_that_of_both_runs_in_one_table(runs):
     """`metrics` gives the same interval if A's model is added to B's table as a row."""
-    found = compare(*runs).figures["rows"]["adapted"]["speed_mae_mps"]
+    score = compare(*runs).figures["rows"]["adapted"]["speed_mae_mps"]
     both = metrics.figures(summaries(ASKED, MEAN, base=WORSE, adapted=PREDICTED))
     other = both["metrics"]["base"]["speed_mae_mps"]
-    assert -found["difference"] == pytest.approx(other["difference_to_model"])
+    assert -score["difference"] == pytest.approx(other["difference_to_model"])
     # The resamples differ because the tables have different rows.
     width = other["difference_high"] - other["difference_low"]
-    assert -found["low"] == pytest.approx(other["difference_high"], abs=0.15 * width)
-    assert -found["high"] == pytest.approx(other["difference_low"], abs=0.15 * width)
+    assert -score["low"] == pytest.approx(other["difference_high"], abs=0.15 * width)
+    assert -score["high"] == pytest.approx(other["difference_low"], abs=0.15 * width)
 
 
 def test_row_order_and_kind_of_path_do_not_change_the_comparison(runs):
     a, b = runs
-    found = compare(a, b)
+    compared = compare(a, b)
     answers = b / "06_evaluate" / "answers.parquet"
     table_ = metrics.read(answers)
     metrics.write(table_.take(np.random.default_rng(0).permutation(len(table_))), answers)
     for again in (compare(a, answers), compare(a, b / "06_evaluate"), compare(str(a), str(b))):
-        assert again.figures["rows"] == found.figures["rows"]
+        assert again.figures["rows"] == compared.figures["rows"]
     turned = compare(b, a).figures["rows"]["adapted"]["speed_mae_mps"]
-    one = found.figures["rows"]["adapted"]["speed_mae_mps"]
+    one = compared.figures["rows"]["adapted"]["speed_mae_mps"]
     assert [turned["a"], turned["b"]] == pytest.approx([one["b"], one["a"]])
     assert turned["difference"] == pytest.approx(-one["difference"])
 
@@ -87,11 +87,11 @@ def test_row_order_and_kind_of_path_do_not_change_the_comparison(runs):
 def test_only_windows_of_both_runs_count(tmp_path):
     a = run(tmp_path / "a", summaries(ASKED[:40], MEAN, adapted=WORSE[:40]))
     b = run(tmp_path / "b", summaries(ASKED[8:], MEAN, adapted=PREDICTED[8:]))
-    found = compare(a, b).figures
-    assert (found["num_windows"], found["num_clips"]) == (32, 8)
-    assert found["num_windows_only_in"] == {"A": 8, "B": len(ASKED) - 40}
+    figures = compare(a, b).figures
+    assert (figures["num_windows"], figures["num_clips"]) == (32, 8)
+    assert figures["num_windows_only_in"] == {"A": 8, "B": len(ASKED) - 40}
     alone = metrics.figures(summaries(ASKED[8:40], MEAN, adapted=PREDICTED[8:40]))
-    shown = found["rows"]["adapted"]["speed_mae_mps"]["b"]
+    shown = figures["rows"]["adapted"]["speed_mae_mps"]["b"]
     assert shown == pytest.approx(alone["speed_mae_mps"]["adapted"])
 
 
@@ -112,7 +112,7 @@ def test_table_states_which_run_is_better(runs):
 def test_higher_shares_are_better(tmp_path):
     a = run(tmp_path / "a", summaries(ASKED, MEAN, adapted=["?"] * len(ASKED)))
     b = run(tmp_path / "b", summaries(ASKED, MEAN, adapted=PREDICTED))
-    line = next(each for each in str(compare(a, b)).splitlines() if "exact_share" in each)
+    line = next(row for row in str(compare(a, b)).splitlines() if "exact_share" in row)
     assert line.split()[2:5] == ["0.000", "1.000", "+1.000"] and line.endswith("B is better")
 
 
@@ -127,8 +127,8 @@ def test_few_clips_and_different_splits_give_warnings(tmp_path, num_clips):
     split, clips = compared.figures["warnings"]
     assert "split_sha256: A 111111111111, B 222222222222" in split
     assert clips.startswith(f"clips in common: {num_clips};")
-    each = compared.figures["rows"]["adapted"]["speed_mae_mps"]
-    assert each["difference"] is not None and (each["low"] is None) == (num_clips == 1)
+    score = compared.figures["rows"]["adapted"]["speed_mae_mps"]
+    assert score["difference"] is not None and (score["low"] is None) == (num_clips == 1)
     assert f"! {split}" in str(compared) and "<b>Note:</b>" in compared._repr_html_()
     assert "too few clips to say" in str(compared) and "better" not in str(compared)
     (b / "06_evaluate" / "result.json").unlink()
@@ -136,29 +136,29 @@ def test_few_clips_and_different_splits_give_warnings(tmp_path, num_clips):
 
 
 def test_runs_of_two_targets_are_compared_by_their_common_metrics(tmp_path):
-    manoeuvres = [META.of(each.truth) for each in STRAIGHT]
+    manoeuvres = [META.of(window.truth) for window in STRAIGHT]
     full = [
         FULL.write(
             dataclasses.replace(
-                FUTURE.of(each.truth),
-                **{"speed_mps": each.truth.speed_mps, "displacement_m": each.truth.path_m},
+                FUTURE.of(window.truth),
+                **{"speed_mps": window.truth.speed_mps, "displacement_m": window.truth.path_m},
                 **{"along": meta.along, "across": meta.across, "cause": "Nothing is there."},
             )
         )
-        for each, meta in zip(STRAIGHT, manoeuvres, strict=True)
+        for window, meta in zip(STRAIGHT, manoeuvres, strict=True)
     ]
     about = dataclasses.replace(FULL, of=lambda truth: Content(along="hold", across="straight"))
     mean = [full[0]] * len(STRAIGHT)
     a = run(tmp_path / "a", summaries(ASKED, MEAN, adapted=PREDICTED))
     b = run(tmp_path / "b", table(about, STRAIGHT, {"mean": mean, "adapted": full}))
-    found = compare(a, b).figures
-    assert found["targets"] == {"A": "summary_v1", "B": "full_v1"}
-    assert list(found["rows"]["adapted"]) == [
+    figures = compare(a, b).figures
+    assert figures["targets"] == {"A": "summary_v1", "B": "full_v1"}
+    assert list(figures["rows"]["adapted"]) == [
         *("speed_mae_mps", "speed_rmse_mps", "speed_mse", "displacement_mae_m"),
         *("displacement_mape", "consistency_m", "exact_share"),
     ]
-    assert found["rows"]["adapted"]["speed_mae_mps"]["b"] < 0.01
-    paths = [FUTURE.render(each.truth) for each in STRAIGHT]
+    assert figures["rows"]["adapted"]["speed_mae_mps"]["b"] < 0.01
+    paths = [FUTURE.render(window.truth) for window in STRAIGHT]
     c = run(tmp_path / "c", table(FUTURE, STRAIGHT, {"mean": paths, "adapted": paths}))
     with pytest.raises(AvomniError, match="of A is summary_v1, of B future_v1"):
         compare(a, c)
@@ -173,8 +173,8 @@ def test_macro_f1_covers_classes_predicted_by_only_one_run(tmp_path):
     )
     a = run(tmp_path / "a", table(META, STRAIGHT, {"mean": right, "adapted": wrong}))
     b = run(tmp_path / "b", table(META, STRAIGHT, {"mean": right, "adapted": right}))
-    each = compare(a, b).figures["rows"]["adapted"]["macro_f1"]
-    assert (each["a"], each["b"], each["low"], each["high"]) == (0.5, 1.0, 0.5, 0.5)
+    score = compare(a, b).figures["rows"]["adapted"]["macro_f1"]
+    assert (score["a"], score["b"], score["low"], score["high"]) == (0.5, 1.0, 0.5, 0.5)
 
 
 def test_runs_with_different_ground_truth_are_refused(runs, tmp_path):
@@ -189,7 +189,7 @@ def test_runs_with_different_ground_truth_are_refused(runs, tmp_path):
 
 
 def test_runs_without_a_common_window_are_refused(runs, tmp_path):
-    others = [dataclasses.replace(each, clip_id=f"other-{each.clip_id}") for each in ASKED]
+    others = [dataclasses.replace(window, clip_id=f"other-{window.clip_id}") for window in ASKED]
     c = run(tmp_path / "c", summaries(others, MEAN, adapted=PREDICTED))
     with pytest.raises(AvomniError, match="no window in common"):
         compare(runs[0], c)
@@ -231,8 +231,8 @@ def test_spread_table_has_mean_deviation_and_share_of_the_mean_row(tmp_path):
 
 
 def test_share_is_missing_if_the_mean_row_is_missing_or_zero(tmp_path):
-    for number, of in enumerate(({}, {"mean": 0.0})):
-        runs = [scored(tmp_path / f"{number}{n}", adapted=1.0, **of) for n in "ab"]
+    for number, mean in enumerate(({}, {"mean": 0.0})):
+        runs = [scored(tmp_path / f"{number}{n}", adapted=1.0, **mean) for n in "ab"]
         assert comparison.spread_table(*comparison.spread(runs)).loc["adapted"].isna().sum() == 1
 
 
@@ -246,7 +246,7 @@ def test_command_prints_a_table(tmp_path, capsys):
         scored(tmp_path / "a", mean=6.0, adapted=1.0),
         scored(tmp_path / "b", mean=6.0, adapted=2.0),
     ]
-    assert comparison.main([str(each) for each in runs]) == 0
+    assert comparison.main([str(run_dir) for run_dir in runs]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split() == ["adapted", "1.500", "0.707", "0.250", "1.000", "2.000"]
 

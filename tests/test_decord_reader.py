@@ -38,9 +38,9 @@ def test_decord_and_pyav_return_the_same_frames(name):
     content = stream_bytes(name)
     with stream.opened(content) as opened:
         wanted = opened.times_us[[80, 3, 3, 31]]
-    found = reader.read_frames(content, wanted, decoder="decord")
-    assert numbers(found.images, name) == [80, 3, 3, 31]
-    apart = found.images.astype(int) - reader.read_frames(content, wanted).images
+    frames = reader.read_frames(content, wanted, decoder="decord")
+    assert numbers(frames.images, name) == [80, 3, 3, 31]
+    apart = frames.images.astype(int) - reader.read_frames(content, wanted).images
     assert np.abs(apart).mean() < 2
 
 

@@ -370,8 +370,8 @@ def test_locate_inverts_place():
     rng = np.random.default_rng(3)
     for along, left in zip(rng.uniform(-300, 600, 30), rng.uniform(-8, 8, 30), strict=True):
         (x, y), heading = road.place(np.array(along), np.array(left))
-        found = road.locate(float(x), float(y), along + rng.uniform(-20, 20))
-        assert found == pytest.approx((along, left, float(heading)), abs=2e-2)
+        located = road.locate(float(x), float(y), along + rng.uniform(-20, 20))
+        assert located == pytest.approx((along, left, float(heading)), abs=2e-2)
     assert drive.NEAR_M > 20
 
 

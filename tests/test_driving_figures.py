@@ -51,7 +51,7 @@ def episode(ego, *actors, static=None, reference=None, seed=0, **changes):
         "time_s": TIME[: len(ego)],
         "ego": ego,
         "size": SIZE,
-        "actors": np.concatenate([none, *(each[: len(ego)] for each in actors)], axis=1),
+        "actors": np.concatenate([none, *(actor[: len(ego)] for actor in actors)], axis=1),
         "is_static": np.array(static or [False] * len(actors), bool),
         "road": ROAD,
         "lane_width": LANE,
@@ -289,8 +289,8 @@ def test_touch_agrees_with_points_sampled_inside_the_boxes(a, b):
         return turned + complex(box[0], box[1])
 
     def holds(box, places):
-        own = (places - complex(box[0], box[1])) * np.exp(-1j * box[2])
-        return (np.abs(own.real) <= box[3] / 2) & (np.abs(own.imag) <= box[4] / 2)
+        relative = (places - complex(box[0], box[1])) * np.exp(-1j * box[2])
+        return (np.abs(relative.real) <= box[3] / 2) & (np.abs(relative.imag) <= box[4] / 2)
 
     touched = bool(geometry.touch(a, b))
     assert touched == bool(geometry.touch(b, a))
@@ -613,7 +613,7 @@ def speeds_of(drives, values, number=0, speed=8.0):
     """The speed (m/s) of the waypoints at each step, for images of these brightnesses."""
     drives.start(number, along(5.0))
     waypoints = [drives(seen_at(speed, pictures=shaded(value)), number) for value in values]
-    return [float(each[0, 0] / 0.4) for each in waypoints]
+    return [float(path[0, 0] / 0.4) for path in waypoints]
 
 
 def test_model_policy_follows_each_path_until_the_next_prediction(asked):
@@ -648,7 +648,7 @@ def test_several_episodes_are_predicted_in_one_batch(asked):
         together.append(drives.several(seen))
     assert [len(frames) for frames in answerer.asked] == [2, 2]
     for number, single in zip((3, 7), alone, strict=True):
-        assert [float(each[number][0, 0] / 0.4) for each in together] == pytest.approx(single)
+        assert [float(paths[number][0, 0] / 0.4) for paths in together] == pytest.approx(single)
 
 
 def test_unreadable_answer_keeps_the_last_path(asked):
@@ -677,7 +677,7 @@ def test_blind_policy_gets_black_images_and_predicts_once(asked):
     assert drives.name == "blind"
     assert [frames.shape[0] for frames in answerer.asked] == [1]
     assert not answerer.asked[0].any()
-    assert all(each == pytest.approx(0.0) for each in waypoints.values())
+    assert all(path == pytest.approx(0.0) for path in waypoints.values())
     assert drives.num_answers == 12
 
 

@@ -137,14 +137,14 @@ def test_both_nodes_work_and_jobs_may_be_added_later(cluster):
 
 def test_dead_and_hanging_ray_workers_are_reported_as_lost(joined, tmp_path):
     p = params("ray", clip_timeout_s=4)
-    found = outcomes_of(p, tmp_path, "hangs", "dies", "a", "kills", "fills")
+    outcomes = outcomes_of(p, tmp_path, "hangs", "dies", "a", "kills", "fills")
     for kind in ("kills", "hangs", "fills"):
-        outcome = found.pop(kind)
+        outcome = outcomes.pop(kind)
         assert outcome.is_lost
         assert re.search("process that read it died, and again .* alone", outcome.reason)
         how = "out of memory" if kind == "fills" else "longer than 4 s"
         assert how in outcome.reason
-    assert found == dict.fromkeys(["a", "dies"], JobOutcome(None, 1.5))
+    assert outcomes == dict.fromkeys(["a", "dies"], JobOutcome(None, 1.5))
 
 
 def test_exception_in_a_ray_job_is_raised_by_the_driver(joined, tmp_path):
@@ -204,9 +204,11 @@ def test_killed_node_loses_no_job(joined, tmp_path):
         return True
 
     with once(remove):
-        found = {job: outcome.reason for job, outcome in engines.run(params("ray"), stuck, jobs)}
+        node_by_job = {
+            job: outcome.reason for job, outcome in engines.run(params("ray"), stuck, jobs)
+        }
     assert list(tmp_path.iterdir()), "the node had a job"
-    assert sorted(found) == jobs and node.node_id not in found.values()
+    assert sorted(node_by_job) == jobs and node.node_id not in node_by_job.values()
 
 
 def once(act: Callable[[], bool]) -> threading.Thread:

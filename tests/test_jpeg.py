@@ -57,11 +57,11 @@ numbers = st.integers(-COUNT, COUNT - 1)
 @given(st.one_of(slices, numbers, st.lists(numbers).map(lambda n: np.array(n, dtype=int))))
 def test_indexing_matches_numpy(key):
     whole = view(drawn())[:]
-    found = view(drawn())[key]
+    decoded = view(drawn())[key]
     expected = whole[key]
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    assert np.array_equal(found, expected)
-    assert not found.flags.writeable
+    assert decoded.shape == expected.shape and decoded.dtype == expected.dtype
+    assert np.array_equal(decoded, expected)
+    assert not decoded.flags.writeable
 
 
 @given(st.integers(-(2**63), 2**63 - 1).filter(lambda n: not -COUNT <= n < COUNT))
@@ -71,19 +71,24 @@ def test_index_out_of_range_raises_index_error(number):
 
 
 def test_frames_have_length_shape_dtype_and_array_conversion():
-    frames, found = drawn(), view(drawn())
-    assert (len(found), found.shape, found.dtype, found.ndim) == (7, frames.shape, np.uint8, 4)
-    assert np.array_equal(np.asarray(found), found[:])
-    assert np.array_equal(np.stack(list(found)), found[:])
-    assert np.asarray(found, dtype=np.float32).dtype == np.float32
+    frames, encoded = drawn(), view(drawn())
+    assert (len(encoded), encoded.shape, encoded.dtype, encoded.ndim) == (
+        7,
+        frames.shape,
+        np.uint8,
+        4,
+    )
+    assert np.array_equal(np.asarray(encoded), encoded[:])
+    assert np.array_equal(np.stack(list(encoded)), encoded[:])
+    assert np.asarray(encoded, dtype=np.float32).dtype == np.float32
 
 
 def test_jpeg_error_is_small_at_a_tenth_of_the_size():
     picture = scene()
-    found = view(picture[None])[0].astype(int)
-    error = np.abs(found - picture)
+    decoded = view(picture[None])[0].astype(int)
+    error = np.abs(decoded - picture)
     assert error.mean() < 2.5 and np.percentile(error, 99) < 16
-    assert abs((found - picture).mean(axis=(0, 1))).max() < 0.5, "no colour is shifted"
+    assert abs((decoded - picture).mean(axis=(0, 1))).max() < 0.5, "no colour is shifted"
     frames = np.stack([scene(512, 896)])
     assert 0.03 < jpeg.encode(frames)["jpeg"].nbytes / frames.nbytes < 0.12
 
@@ -152,27 +157,27 @@ def test_damage_error_names_shard_clip_and_frame(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) - offsets[-1] + offsets[clip.start + 1] + 300] ^= 4
     path.write_bytes(content)
-    found = Windows(Cache.open(folder), 3, 1)
-    damaged = [i for i, window in enumerate(found) if window.clip_id == clip.clip_id]
+    windows = Windows(Cache.open(folder), 3, 1)
+    damaged = [i for i, window in enumerate(windows) if window.clip_id == clip.clip_id]
     with pytest.raises(AvomniError, match="not what was written") as caught:
-        found.frames(damaged[0])
+        windows.frames(damaged[0])
     assert caught.value.where == f"{folder}/shard_0012, clip clip-12-1, frame 1"
     assert "verify" in caught.value.fix and "03_etl" in caught.value.fix
-    for i in range(len(found)):
-        if found[i].clip_id != clip.clip_id:
-            found.frames(i)
+    for i in range(len(windows)):
+        if windows[i].clip_id != clip.clip_id:
+            windows.frames(i)
 
 
-def _sum(found: Windows) -> int:
-    return int(found.frames(0).sum())
+def _sum(windows: Windows) -> int:
+    return int(windows.frames(0).sum())
 
 
 def test_forked_process_can_decode(cache):
     """Threads do not survive a fork: waiting for the parent's threads would block forever."""
-    found = Windows(cache, 3, 1)
-    expected = _sum(found)
+    windows = Windows(cache, 3, 1)
+    expected = _sum(windows)
     with multiprocessing.get_context("fork").Pool(1) as workers:
-        assert workers.apply_async(_sum, (found,)).get(timeout=60) == expected
+        assert workers.apply_async(_sum, (windows,)).get(timeout=60) == expected
 
 
 def test_many_shards_keep_few_files_open(tmp_path):

@@ -199,11 +199,11 @@ def test_overlap_of_four_or_more_frames_is_found(tmp_path_factory, rendered, num
     planted = part(rendered[number], start, min(start + length, 12))
     clips = named(rendered) | {"planted": planted}
     folder = tmp_path_factory.mktemp("overlap")
-    found = leaks.near_duplicates(cache_of(folder, clips, {"planted": "val"}))
+    duplicates = leaks.near_duplicates(cache_of(folder, clips, {"planted": "val"}))
     shutil.rmtree(folder)
     # A standing car gives equal frames, so only its own clip may match, at any length.
-    assert {leak.clip_ids for leak in found} <= {(f"clip {number}", "planted")}
-    assert bool(found) == (len(planted["frames"]) >= LEAST)
+    assert {leak.clip_ids for leak in duplicates} <= {(f"clip {number}", "planted")}
+    assert bool(duplicates) == (len(planted["frames"]) >= LEAST)
 
 
 def test_many_copies_of_one_clip_are_all_compared(tmp_path, rendered):
@@ -215,8 +215,8 @@ def test_many_copies_of_one_clip_are_all_compared(tmp_path, rendered):
         )
         clips[f"copy {n}"] = shown(rendered[7], frames.clip(0, 255).astype(np.uint8))
     cache = cache_of(tmp_path, clips, {"copy 20": "test"})
-    found = leaks.near_duplicates(cache)
-    assert found and all("copy 20" in leak.clip_ids for leak in found)
+    duplicates = leaks.near_duplicates(cache)
+    assert duplicates and all("copy 20" in leak.clip_ids for leak in duplicates)
     with pytest.raises(AvomniError, match="and [0-9]+ more"):
         leaks.check(cache)
 
@@ -248,15 +248,15 @@ def test_search_finds_the_same_pairs_as_comparing_all_clips(monkeypatch, seed):
     cache = cut_drives(seed)
     monkeypatch.setattr(leaks, "QUERIES_AT_A_TIME", 5)
     monkeypatch.setattr(leaks, "FRAMES_AT_A_TIME", 7)
-    found = leaks.near_duplicates(cache)
+    duplicates = leaks.near_duplicates(cache)
     pairs = [
         (one, other)
         for one, other in itertools.combinations(range(len(cache.clips)), 2)
         if cache.clips[one].split != cache.clips[other].split
     ]
     monkeypatch.setattr(leaks, "_candidates", lambda *_: pairs)
-    assert found == leaks.near_duplicates(cache)
-    assert 10 < len(found) < len(pairs) / 4
+    assert duplicates == leaks.near_duplicates(cache)
+    assert 10 < len(duplicates) < len(pairs) / 4
 
 
 @pytest.mark.parametrize("kind", ["parked", "10 m/s"])
@@ -290,8 +290,8 @@ def test_equal_frames_with_mirrored_turns_are_no_leak(tmp_path, rendered):
     mirrored = {name: array.copy() for name, array in rendered[turning].items()}
     mirrored["egomotion"][:, [1, 5]] *= -1  # y and qz
     clips = named(rendered) | {"mirrored": mirrored}
-    found = leaks.near_duplicates(cache_of(tmp_path, clips, {"mirrored": "test"}))
-    assert all(leak.num_frames < 12 for leak in found)
+    duplicates = leaks.near_duplicates(cache_of(tmp_path, clips, {"mirrored": "test"}))
+    assert all(leak.num_frames < 12 for leak in duplicates)
     stretch = rendered[turning]["egomotion"]
     assert np.ptp(stretch[:, 1]) > 10
 
@@ -357,10 +357,10 @@ def test_only_the_planted_leaks_among_500_clips_are_found(tmp_path, distinct):
     }
     splits = dict.fromkeys(distinct, "test")
     cache = cache_of(tmp_path / "cache", distinct | plants, splits)
-    found = {leak.clip_ids: leak for leak in leaks.near_duplicates(cache)}
+    duplicates = {leak.clip_ids: leak for leak in leaks.near_duplicates(cache)}
     originals = ("distinct 9", "distinct 100", "distinct 401", "distinct 499")
-    assert set(found) == set(zip(originals, plants, strict=True))
-    assert found["distinct 401", "c"].starts == (2, 0)
+    assert set(duplicates) == set(zip(originals, plants, strict=True))
+    assert duplicates["distinct 401", "c"].starts == (2, 0)
     shutil.rmtree(cache.folder)
 
 

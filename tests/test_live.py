@@ -78,25 +78,27 @@ def test_tick_waits_for_the_slowest_camera_until_its_deadline():
 
 def test_frozen_camera_causes_gaps_until_it_returns():
     ticks = Ticks(["a", "b"], hz=10, deadline_s=0.2, max_age_s=0.3)
-    found = []
+    ticks_shown = []
     for moment in range(0, 2000, 50):
         ticks.push("a", moment * MS, moment)
         if moment <= 300 or moment >= 1000:
             ticks.push("b", moment * MS, moment)
-        found += shown(ticks, moment)
-    gaps = [number for number, _, missing in found if missing == ("b",)]
+        ticks_shown += shown(ticks, moment)
+    gaps = [number for number, _, missing in ticks_shown if missing == ("b",)]
     # Ticks are at 0.025 s, 0.125 s, …; from 0.625 s on the frame of 0.3 s is too old.
     assert gaps == [6, 7, 8, 9]
 
 
 def test_missing_camera_is_named_in_every_tick():
     ticks = Ticks(["a", "b"], hz=10, deadline_s=0.2, max_age_s=0.3)
-    found = []
+    ticks_shown = []
     for moment in range(0, 3000, 50):
         ticks.push("a", moment * MS, moment)
-        found += shown(ticks, moment)
-        assert moment >= 2000 or not found, "the first tick waits two seconds"
-    assert [(number, missing) for number, _, missing in found] == [(n, ("b",)) for n in range(28)]
+        ticks_shown += shown(ticks, moment)
+        assert moment >= 2000 or not ticks_shown, "the first tick waits two seconds"
+    assert [(number, missing) for number, _, missing in ticks_shown] == [
+        (n, ("b",)) for n in range(28)
+    ]
 
 
 RATES = {"ten": 10, "fifteen": 15, "twenty": 20, "thirty": 30}
@@ -220,8 +222,8 @@ def test_slow_model_predicts_windows_at_most_two_predictions_old():
     session = LiveSession(p_of(), lambda frames: str(int(frames[-1].mean())), now_ns=clock)
     drive(session, clock, seconds=20, service_s=1.0)
     assert 15 <= len(session.answers) <= 21
-    for each in session.answers:
-        assert each.asked_ns - each.captured_ns <= 2e9
+    for answer in session.answers:
+        assert answer.asked_ns - answer.captured_ns <= 2e9
     counts = session.counts()
     assert counts["num_overtaken"] > 100 and counts["num_gaps"] == 0
     assert session.mailbox._ready is None or counts["num_answers"]
@@ -272,7 +274,9 @@ def test_no_window_spans_a_gap():
     drive(session, clock, seconds=6, service_s=0.0, skip=lost)
     assert session.counts()["num_gaps"] >= 6
     steps = [np.diff(frames.mean(axis=(1, 2, 3))) for frames in asked]
-    assert all((np.abs(each) < 4.5).all() for each in steps), "three frames lie between two ticks"
+    assert all((np.abs(differences) < 4.5).all() for differences in steps), (
+        "three frames lie between two ticks"
+    )
 
 
 def test_camera_without_a_source_is_refused():
@@ -308,7 +312,7 @@ def test_replay_gives_the_recorded_answers(tmp_path):
     assert {line["num_encoded"] for line in lines if line["kind"] == "answer"} == {2}
     answers = list(replay(p_of(), tmp_path / "record", ask))
     assert [(tick, then) for tick, then, _ in answers] == [
-        (each.tick, each.text) for each in session.answers
+        (answer.tick, answer.text) for answer in session.answers
     ]
     assert len(answers) > 5 and all(then == now for _, then, now in answers)
     with pytest.raises(AvomniError, match="recorded here already"):

@@ -384,7 +384,7 @@ def test_rtsp_over_a_socket_is_decoded():
         ("http://10.0.0.5/live.ts", "arrival", False),
     ],
 )
-def test_recorded_sources_are_told_from_streams(url, clock, is_recorded):
+def test_recorded_files_and_streams_are_distinguished(url, clock, is_recorded):
     assert Source(CAMERA, url, clock).is_recorded == is_recorded
 
 

@@ -32,7 +32,7 @@ from tests.published_set import chunk_path, clip_id_of
 from tests.test_obstacles import publish_with_labels
 
 CLIPS_PER_CHUNK = 4  # of `small_set`
-PLAN = "AVOMNI_TEST_BEFALLS"  # a JSON file: clip_id -> fault of the worker that reads it
+PLAN = "AVOMNI_TEST_FAULTS"  # a JSON file: clip_id -> fault of the worker that reads it
 do = parts.do
 
 
@@ -71,7 +71,7 @@ def failing(code: int):
 @pytest.fixture
 def set_faults(tmp_path, monkeypatch):
     """A function that sets the faults of clips: `set_faults(killed=2)` for clip number 2."""
-    plan = tmp_path / "befalls.json"
+    plan = tmp_path / "faults.json"
     monkeypatch.setenv(PLAN, str(plan))
     monkeypatch.setattr(parts, "do", do_with_faults)
 

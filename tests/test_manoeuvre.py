@@ -175,16 +175,16 @@ def test_label_persists_between_its_thresholds_after_it_began():
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=60), st.floats(0.1, 2), st.floats(0.1, 0.9))
 def test_levels_follow_the_hysteresis_thresholds(values, begin, share):
     signal = np.array(values)
-    found = levels(signal, begin, begin * share)
-    assert (found[signal >= begin] == 1).all() and (found[signal <= -begin] == -1).all()
-    assert (found[np.abs(signal) < begin * share] == 0).all()
-    switched = found[1:] != found[:-1]
+    labels = levels(signal, begin, begin * share)
+    assert (labels[signal >= begin] == 1).all() and (labels[signal <= -begin] == -1).all()
+    assert (labels[np.abs(signal) < begin * share] == 0).all()
+    switched = labels[1:] != labels[:-1]
     # A label begins only at or above the upper threshold.
-    assert (np.abs(signal[1:][switched & (found[1:] != 0)]) >= begin).all()
+    assert (np.abs(signal[1:][switched & (labels[1:] != 0)]) >= begin).all()
 
 
 def test_end_thresholds_are_below_begin_thresholds():
-    at = {each.name: getattr(THRESHOLDS, each.name) for each in fields(THRESHOLDS)}
+    at = {field.name: getattr(THRESHOLDS, field.name) for field in fields(THRESHOLDS)}
     pairs = [(at[name.replace("_end", "")], at[name]) for name in at if "_end" in name]
     assert len(pairs) == 5
     assert all(begin > end > 0 for begin, end in [*pairs, (at["move_mps"], at["stand_mps"])])

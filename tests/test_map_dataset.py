@@ -52,20 +52,22 @@ def test_dataset_has_the_windows_of_its_split(folder, split):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_dataloader_gives_the_windows_frames(folder, windows, workers):
     data = MapDataset(folder, 3, 1)
-    found = list(DataLoader(data, batch_size=2, num_workers=workers))
-    frames = np.concatenate([batch["frames"].numpy() for batch in found])
+    batches = list(DataLoader(data, batch_size=2, num_workers=workers))
+    frames = np.concatenate([batch["frames"].numpy() for batch in batches])
     expected = np.stack([windows.frames(index) for index in range(len(windows))])
     assert np.array_equal(frames, expected)
     truths = [windows.truth(index) for index in range(len(windows))]
-    assert torch.cat([batch["path_m"] for batch in found]).tolist() == [t.path_m for t in truths]
-    assert sum([batch["clip_id"] for batch in found], []) == [window.clip_id for window in windows]
+    assert torch.cat([batch["path_m"] for batch in batches]).tolist() == [t.path_m for t in truths]
+    assert sum([batch["clip_id"] for batch in batches], []) == [
+        window.clip_id for window in windows
+    ]
 
 
 def test_spawned_workers_open_the_cache_themselves(folder, windows):
     data = MapDataset(folder, 3, 1)
     order = list(range(len(data)))[::-1]
-    found = DataLoader(data, None, sampler=order, num_workers=1, multiprocessing_context="spawn")
-    frames = [row["frames"].numpy() for row in found]
+    rows = DataLoader(data, None, sampler=order, num_workers=1, multiprocessing_context="spawn")
+    frames = [row["frames"].numpy() for row in rows]
     assert np.array_equal(frames, [windows.frames(index) for index in order])
 
 

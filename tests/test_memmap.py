@@ -108,10 +108,10 @@ def test_written_cache_is_read_back(folder, storage):
     for clip in cache.clips:
         expected = arrays(seed_of(clip.clip_id))
         assert len(clip) == len(expected["frames"])
-        found = cache.shards[clip.shard].arrays_of(clip)
-        assert list(found) == list(shard.STORAGES[storage])
+        clip_arrays = cache.shards[clip.shard].arrays_of(clip)
+        assert list(clip_arrays) == list(shard.STORAGES[storage])
         for name, array in shard.encode(expected, storage).items():
-            assert np.array_equal(found[name], array), name
+            assert np.array_equal(clip_arrays[name], array), name
     assert cache.grid == GRID and cache.cameras == tuple(c.name for c in GRID.cameras)
     assert cache.tile == (6, 4) and cache.sample_hz == 2.0
     assert cache.table[-1]["state"] == "damaged"
@@ -158,14 +158,14 @@ def test_missing_or_truncated_array_is_refused(folder):
 
 def test_array_truncated_while_open_is_refused(folder, storage):
     """Reading past the end of a mapped file would kill the process with SIGBUS."""
-    found = Windows(Cache.open(folder), 3, 1)
-    assert found.frames(0).any()
+    windows = Windows(Cache.open(folder), 3, 1)
+    assert windows.frames(0).any()
     path = folder / f"shard_0003/{'frames' if storage == 'raw' else 'jpeg'}.npy"
     os.truncate(path, 200)
     with pytest.raises(AvomniError, match="has 200 of") as caught:
-        found.frames(0)
+        windows.frames(0)
     assert caught.value.where == str(path)
-    assert found.frames(len(found) - 1).any(), "the other shard is intact"
+    assert windows.frames(len(windows) - 1).any(), "the other shard is intact"
 
 
 def test_missing_header_table_or_cache_is_refused(folder, tmp_path):

@@ -53,7 +53,7 @@ def test_summary_figures_match_values_computed_by_hand():
 
 def test_ladder_has_each_row_once_with_its_difference_to_the_model():
     asked, predicted = drives(12, bias=1.0)
-    better = [(each.truth.speed_mps, each.truth.path_m) for each in asked]
+    better = [(asked_window.truth.speed_mps, asked_window.truth.path_m) for asked_window in asked]
     figures = metrics.figures(summaries(asked, MEAN, base=predicted, adapted=better))
     ladder = {entry["name"]: entry for entry in figures["ladder"]}
     assert [entry["name"] for entry in figures["ladder"]] == ["mean", "base", "adapted"]
@@ -127,8 +127,10 @@ def test_figures_do_not_depend_on_row_order_or_clip_ids(seed):
     mixed = random.Random(seed)
     names = mixed.sample(range(6), 6)
     renamed = [
-        dataclasses.replace(each, clip_id=f"other-{names[int(each.clip_id.split('-')[1])]}")
-        for each in asked
+        dataclasses.replace(
+            asked_window, clip_id=f"other-{names[int(asked_window.clip_id.split('-')[1])]}"
+        )
+        for asked_window in asked
     ]
     table_ = summaries(renamed, MEAN, base=predicted[::-1], adapted=predicted)
     order = [
@@ -244,7 +246,7 @@ pairs = st.one_of(st.none(), st.tuples(st.floats(0, 60), st.floats(0, 500)))
 
 @given(predicted=st.lists(pairs, min_size=4, max_size=4))
 def test_errors_match_a_plain_python_loop(predicted):
-    found = values(metrics.figures(table_of(base=predicted)), "base")
+    figures = values(metrics.figures(table_of(base=predicted)), "base")
     speeds, displacements, gaps = [], [], []
     for pair, true in zip(predicted, TRUE, strict=True):
         speed, displacement = (round(x, 2) for x in pair or MEAN)
@@ -252,12 +254,12 @@ def test_errors_match_a_plain_python_loop(predicted):
         displacements.append(abs(displacement - true[1]))
         gaps.append(abs(speed * DURATION_S - displacement))
     near = {"abs": 0.01}  # answers have two digits after the point
-    assert found["speed_mae_mps"] == pytest.approx(sum(map(abs, speeds)) / 4, **near)
+    assert figures["speed_mae_mps"] == pytest.approx(sum(map(abs, speeds)) / 4, **near)
     squares = sum(x * x for x in speeds) / 4
-    assert found["speed_rmse_mps"] == pytest.approx(math.sqrt(squares), **near)
-    assert found["speed_mse"] == pytest.approx(found["speed_rmse_mps"] ** 2)
-    assert found["displacement_mae_m"] == pytest.approx(sum(displacements) / 4, **near)
-    assert found["consistency_m"] == pytest.approx(sum(gaps) / 4, abs=0.03)
+    assert figures["speed_rmse_mps"] == pytest.approx(math.sqrt(squares), **near)
+    assert figures["speed_mse"] == pytest.approx(figures["speed_rmse_mps"] ** 2)
+    assert figures["displacement_mae_m"] == pytest.approx(sum(displacements) / 4, **near)
+    assert figures["consistency_m"] == pytest.approx(sum(gaps) / 4, abs=0.03)
 
 
 # The other targets, on straight drives: every distance follows from a difference of speeds.
@@ -277,7 +279,7 @@ def futures():
 
 
 def paths(*waypoints):
-    return [FUTURE.write(Content(waypoints_m=each)) for each in waypoints]
+    return [FUTURE.write(Content(waypoints_m=path)) for path in waypoints]
 
 
 def test_path_figures_match_values_computed_by_hand():
@@ -286,7 +288,7 @@ def test_path_figures_match_values_computed_by_hand():
         # 1 m/s too fast; 1 m to the left from the first waypoint on; unreadable; correct.
         "adapted": [*paths(ahead(11.0), ahead(5.0, 1.0)), "?", *paths(ahead(20.0))],
     }
-    found = values(metrics.figures(table(FUTURE, futures(), texts)))
+    figures = values(metrics.figures(table(FUTURE, futures(), texts)))
     over = np.arange(1, 65) / 10
     # The offset rises linearly from 0 to 1 m within the first 0.4 s.
     aside = np.minimum(over / 0.4, 1.0)
@@ -302,7 +304,7 @@ def test_path_figures_match_values_computed_by_hand():
         "miss_rate": [1, 0, 1, 0],
         "comfort_share": [1, 0, 1, 1],  # 1 m to the left within 0.4 s is uncomfortable
     }
-    assert found == {name: pytest.approx(np.mean(each)) for name, each in expected.items()}
+    assert figures == {name: pytest.approx(np.mean(errors)) for name, errors in expected.items()}
 
 
 def test_min_ade_is_computed_for_rows_with_samples():
@@ -394,18 +396,22 @@ def events(*sentences):
     asked = futures()
     return [
         dataclasses.replace(
-            each, truth=dataclasses.replace(each.truth, scene=Surroundings((), sentence))
+            asked_window,
+            truth=dataclasses.replace(asked_window.truth, scene=Surroundings((), sentence)),
         )
-        for each, sentence in zip(asked, sentences, strict=True)
+        for asked_window, sentence in zip(asked, sentences, strict=True)
     ]
 
 
 def test_cause_f1_is_reported_overall_and_by_source():
     asked = events("The car stops for a dog.", "The car waits.", None, None)
-    truths = [COC.of(each.truth) for each in asked]
-    assert [each.cause_from for each in truths] == ["event"] * 2 + ["template"] * 2
+    truths = [COC.of(asked_window.truth) for asked_window in asked]
+    assert [asked_window.cause_from for asked_window in truths] == ["event"] * 2 + ["template"] * 2
     predicted = ["the car stops", "The car waits.", truths[2].cause, truths[3].cause]
-    texts = {"adapted": [COC.write(Content(cause=each)) for each in predicted[:3]] + ["?<>"]}
+    texts = {
+        "adapted": [COC.write(Content(cause=asked_window)) for asked_window in predicted[:3]]
+        + ["?<>"]
+    }
     figures = metrics.figures(table(COC, asked, texts))
     # 3 words are shared, of 3 and of 6; without a mean row an unreadable answer scores 0.
     first = 2 * 3 / (3 + 6)
@@ -423,17 +429,22 @@ def test_cause_f1_is_reported_overall_and_by_source():
 
 def test_full_target_has_the_figures_of_all_other_targets():
     asked = events("The car stops for a dog.", "The car waits.", None, None)
-    true = [FULL.of(each.truth) for each in asked]
-    texts = {"mean": [FULL.write(true[3])] * 4, "adapted": [FULL.write(each) for each in true]}
+    ground_truth = [FULL.of(asked_window.truth) for asked_window in asked]
+    texts = {
+        "mean": [FULL.write(ground_truth[3])] * 4,
+        "adapted": [FULL.write(asked_window) for asked_window in ground_truth],
+    }
     figures = metrics.figures(table(FULL, asked, texts))
-    found = values(figures)
-    assert list(found)[0] == figures["ladder"][0]["metric"] == "speed_mae_mps"
-    assert {name for name, value in found.items() if value == pytest.approx(0, abs=0.02)} == {
+    figure_values = values(figures)
+    assert list(figure_values)[0] == figures["ladder"][0]["metric"] == "speed_mae_mps"
+    assert {
+        name for name, value in figure_values.items() if value == pytest.approx(0, abs=0.02)
+    } == {
         *("speed_mae_mps", "speed_rmse_mps", "speed_mse", "displacement_mae_m"),
         *("displacement_mape", "consistency_m", "ade_m", "fde_m", "at_1s_m", "at_3s_m"),
         *("at_5s_m", "at_6_4s_m", "along_m", "across_m", "miss_rate"),
     }
-    assert {name for name, value in found.items() if value == 1} == {
+    assert {name for name, value in figure_values.items() if value == 1} == {
         *("exact_share", "comfort_share", "macro_f1", "macro_f1_along", "macro_f1_across"),
         *("cause_word_f1", "cause_word_f1_event", "cause_word_f1_template"),
     }

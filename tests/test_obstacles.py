@@ -141,17 +141,17 @@ def run(request, published, tmp_path_factory) -> tuple[Params, build.Built]:
 
 def windows_of(cache: Cache, clip_number: int, **kwargs) -> tuple[Windows, list[int]]:
     """The cache's windows, and the indices of those of this clip."""
-    found = Windows(cache, 4, 2, **kwargs)
-    return found, [i for i, w in enumerate(found) if w.clip_id == clip_id_of(clip_number)]
+    windows = Windows(cache, 4, 2, **kwargs)
+    return windows, [i for i, w in enumerate(windows) if w.clip_id == clip_id_of(clip_number)]
 
 
 def test_clip_returns_its_obstacles_and_events(published):
     catalog = Catalog.open(published)
-    found = Clip(published, catalog, clip_id_of(LABELLED)).obstacles()
+    columns = Clip(published, catalog, clip_id_of(LABELLED)).obstacles()
     expected = labels(LABELLED)
-    for name, values in found.items():
+    for name, values in columns.items():
         assert values.tolist() == expected[name].to_pylist(), name
-    assert found["timestamp_us"].dtype == np.int64 and found["center_x"].dtype == np.float64
+    assert columns["timestamp_us"].dtype == np.int64 and columns["center_x"].dtype == np.float64
     assert len(Clip(published, catalog, clip_id_of(NOBODY)).obstacles()["track_id"]) == 0
     assert Clip(published, catalog, clip_id_of(LACKING)).obstacles() is None
     with pytest.raises(AvomniError, match="not a readable parquet file"):
@@ -171,8 +171,8 @@ def test_release_without_the_feature_has_no_obstacles(tmp_path):
     assert catalog.events(clip_id_of(0)) == ()
     built = build.build(folder_run.chosen(tmp_path / "run", folder, obstacles=True))
     assert built.figures["num_unlabelled"] == built.figures["num_clips"] == 1
-    found = Windows(built.cache, 2, 1)
-    assert found.scene(0) == scene.Surroundings((), None, is_known=False)
+    windows = Windows(built.cache, 2, 1)
+    assert windows.scene(0) == scene.Surroundings((), None, is_known=False)
     memmap.verify(built.cache.folder)
 
 
@@ -231,12 +231,12 @@ def test_obstacle_rows_are_in_the_anchor_frame(run):
 
 def test_scene_of_a_window_matches_the_closed_form(run):
     _, built = run
-    found, indices = windows_of(built.cache, LABELLED, scenes=True)
+    windows, indices = windows_of(built.cache, LABELLED, scenes=True)
     drive, seen = Drive(LABELLED), set()
     for index in indices:
-        around = found.truth(index).scene
-        assert around == found.scene(index) and around.is_known
-        now_s = found.times_us(index)[-1] / 1e6
+        around = windows.truth(index).scene
+        assert around == windows.scene(index) and around.is_known
+        now_s = windows.times_us(index)[-1] / 1e6
         yaw = drive.curvature * float(drive.travelled(now_s))
         expected = {}
         for label, place, velocity, nose, first_s, last_s in OTHERS:
@@ -260,28 +260,29 @@ def test_scene_of_a_window_matches_the_closed_form(run):
 
 def test_event_belongs_to_windows_near_its_time(run):
     _, built = run
-    found, indices = windows_of(built.cache, LABELLED, scenes=True)
+    windows, indices = windows_of(built.cache, LABELLED, scenes=True)
     for index in indices:
-        now_us = int(found.times_us(index)[-1])
+        now_us = int(windows.times_us(index)[-1])
         near = [e for e in EVENTS if -1_000_000 <= e["event_start_timestamp"] - now_us <= 3_000_000]
         near.sort(key=lambda e: abs(e["event_start_timestamp"] - now_us))
         expected = " ".join(near[0]["coc"].split()) if near else None
-        assert found.truth(index).scene.event == expected
-    events = {found.truth(index).scene.event for index in indices}
+        assert windows.truth(index).scene.event == expected
+    events = {windows.truth(index).scene.event for index in indices}
     assert events == {"Keep the speed.", "Slow for the person.", None}
 
 
 def test_clips_without_labels_have_an_unknown_scene(run):
     _, built = run
     for number, is_known in ((NOBODY, True), (DAMAGED, False), (LACKING, False)):
-        found, indices = windows_of(built.cache, number)
+        windows, indices = windows_of(built.cache, number)
         assert indices and all(
-            found.scene(i) == scene.Surroundings((), None, is_known) for i in indices
+            windows.scene(i) == scene.Surroundings((), None, is_known) for i in indices
         )
         with_scenes, kept = windows_of(built.cache, number, scenes=True)
         assert len(kept) == (len(indices) if is_known else 0)
         assert (
-            len(with_scenes) + with_scenes.num_unknown == len(found) and with_scenes.num_short == 0
+            len(with_scenes) + with_scenes.num_unknown == len(windows)
+            and with_scenes.num_short == 0
         )
 
 
@@ -293,9 +294,9 @@ def test_window_of_an_unlabelled_clip_is_kept_if_it_has_an_event(run):
         else clip
         for clip in built.cache.clips
     ]
-    found, indices = windows_of(dataclasses.replace(built.cache, clips=tuple(clips)), LABELLED)
-    with_scenes, kept = windows_of(found.cache, LABELLED, scenes=True)
-    with_event = [found[i] for i in indices if found.scene(i).event]
+    windows, indices = windows_of(dataclasses.replace(built.cache, clips=tuple(clips)), LABELLED)
+    with_scenes, kept = windows_of(windows.cache, LABELLED, scenes=True)
+    with_event = [windows[i] for i in indices if windows.scene(i).event]
     assert 0 < len(with_event) < len(indices) and [with_scenes[i] for i in kept] == with_event
 
 
@@ -319,9 +320,9 @@ def test_cache_without_obstacles_says_what_to_do(published, tmp_path):
     cache = build.build(p).cache
     assert "obstacles" not in cache.shards[0].header["arrays"]
     assert not any("obstacle" in key for key in cache.header)
-    found = Windows(cache, 4, 2)
-    assert found.truth(0).scene is None
-    for ask in (lambda: found.scene(0), lambda: Windows(cache, 4, 2, scenes=True)):
+    windows = Windows(cache, 4, 2)
+    assert windows.truth(0).scene is None
+    for ask in (lambda: windows.scene(0), lambda: Windows(cache, 4, 2, scenes=True)):
         with pytest.raises(AvomniError, match="built without other road users") as caught:
             ask()
         assert "processing.obstacles" in caught.value.fix
@@ -350,12 +351,12 @@ def test_audit_reports_damaged_labels_and_keeps_the_clips(published, tmp_path, d
     assert {row["state"] for row in made.clips} == {"sound"} and len(made.clips) == 4
     (file,) = [row for row in made.files if row["feature"] == OBSTACLES]
     assert file["path"] == chunk_path(OBSTACLES, 0)
-    found = [row for row in made.findings if row["feature"] == OBSTACLES]
+    findings = [row for row in made.findings if row["feature"] == OBSTACLES]
     if depth == "full":
-        (finding,) = found
+        (finding,) = findings
         assert finding["clip_id"] == clip_id_of(DAMAGED) and "parquet" in finding["reason"]
     else:
-        assert not found and file["state"] == "sound"
+        assert not findings and file["state"] == "sound"
 
 
 def test_shard_rebuilt_from_an_older_one_has_the_same_bytes(run, tmp_path):
@@ -380,13 +381,13 @@ def test_obstacles_of_the_rendered_world_are_at_their_positions(tmp_path):
     made = Params.from_values({"dataset": {"source": "world", "world": values}})
     folder = publish(made, tmp_path / "world")
     cache = build.build(folder_run.chosen(tmp_path / "run", folder, obstacles=True)).cache
-    found, count = Windows(cache, 4, 3, scenes=True), 0
-    for index, window in enumerate(found):
+    windows, count = Windows(cache, 4, 3, scenes=True), 0
+    for index, window in enumerate(windows):
         world = scene_of(made.dataset.world, window.clip_id)
-        now_s = found.times_us(index)[-1] / 1e6
+        now_s = windows.times_us(index)[-1] / 1e6
         ego = {name: float(v) for name, v in world.drive.at(np.array(now_s)).items()}
         poses, earlier = world.vehicle_poses([now_s, now_s - 0.01])
-        for other in found.scene(index).others:
+        for other in windows.scene(index).others:
             at = turned(poses[:, :2].T - [[ego["x"]], [ego["y"]]], -ego["yaw"]).T
             nearest = int(np.argmin(np.hypot(*(at - (other.x_m, other.y_m)).T)))
             middle = turned(world.vehicles[nearest].box[1][:2], poses[nearest, 2] - ego["yaw"])
@@ -395,7 +396,7 @@ def test_obstacles_of_the_rendered_world_are_at_their_positions(tmp_path):
             assert (other.vx_mps, other.vy_mps) == pytest.approx(moved, abs=1.2)  # over 0.3 s
             assert other.label == world.vehicles[nearest].label
             count += 1
-        event = found.scene(index).event
+        event = windows.scene(index).event
         assert event is None or event == world.event.text
     assert count > 10
     assert scene_of(made.dataset.world, window.clip_id).event.text.startswith("The car ")

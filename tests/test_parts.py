@@ -29,12 +29,12 @@ def video(camera_idx: int, seconds: float, size: tuple[int, int] = (64, 48)) -> 
 
 
 def videos(setup: str, seconds: float, extra_bytes: int = 0) -> dict[str, bytes]:
-    found = {}
+    contents = {}
     for camera_idx, camera in enumerate(cameras.CAMERAS):
         if camera.name in SETUPS[setup]:
             plain = video(camera_idx, seconds)
-            found[camera.name] = with_free_box(plain, extra_bytes) if extra_bytes else plain
-    return found
+            contents[camera.name] = with_free_box(plain, extra_bytes) if extra_bytes else plain
+    return contents
 
 
 def recipe(setup: str = "4-cam", tile=(32, 24), sample_hz=10.0, decoder="pyav") -> Recipe:

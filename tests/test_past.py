@@ -86,45 +86,45 @@ def test_overlapping_past_moments_are_refused():
 def test_windows_with_a_past_are_the_plain_ones_that_fit(lengths, length, stride, reach):
     cache = cache_of(lengths)
     plain = Windows(cache, length, stride)
-    found = Windows(cache, length, stride, past=(-reach,) if reach else ())
+    with_past = Windows(cache, length, stride, past=(-reach,) if reach else ())
     fitting = [w for w in plain if w.start - reach >= cache.clips[w.clip_idx].start]
-    assert list(found) == fitting, "exactly the plain windows with room for the past"
+    assert list(with_past) == fitting, "exactly the plain windows with room for the past"
     counts = [num_windows(len(clip), length, stride, reach) for clip in cache.clips]
-    assert sum(counts) == len(found)
+    assert sum(counts) == len(with_past)
 
 
 def test_window_frames_are_the_rows_of_its_offsets(cache):
-    found = Windows(cache, 2, 1, past=(-3, -2))
-    assert len(found) == 4 and found.frame_shape == (4, *cache.shards[0].frame_shape)
+    windows = Windows(cache, 2, 1, past=(-3, -2))
+    assert len(windows) == 4 and windows.frame_shape == (4, *cache.shards[0].frame_shape)
     whole = Windows(cache, 5, 1)
     by_place = {(w.clip_id, w.start): i for i, w in enumerate(whole)}
-    for index, window in enumerate(found):
+    for index, window in enumerate(windows):
         assert window.number >= 3 and window.stop - window.start == 2
         expected = whole.frames(by_place[window.clip_id, window.start - 3])
-        frames = found.frames(index)
+        frames = windows.frames(index)
         assert np.array_equal(frames, expected[[0, 1, 3, 4]])
         with pytest.raises(ValueError, match="read-only"):
             frames[:] = 0
         # Times and egomotion cover the window without the past.
         clip, rows = arrays(seed_of(window.clip_id)), slice(window.number, window.number + 2)
-        assert np.array_equal(found.times_us(index), clip["times"][rows])
-        assert np.array_equal(found.egomotion(index), clip["egomotion"][rows])
+        assert np.array_equal(windows.times_us(index), clip["times"][rows])
+        assert np.array_equal(windows.egomotion(index), clip["egomotion"][rows])
 
 
 def test_past_does_not_change_the_ground_truth(cache):
-    plain, found = Windows(cache, 2, 1), Windows(cache, 2, 1, past=(-2,))
+    plain, with_past = Windows(cache, 2, 1), Windows(cache, 2, 1, past=(-2,))
     places = {(w.clip_id, w.number): i for i, w in enumerate(plain)}
-    for index, window in enumerate(found):
-        assert found.truth(index) == plain.truth(places[window.clip_id, window.number])
+    for index, window in enumerate(with_past):
+        assert with_past.truth(index) == plain.truth(places[window.clip_id, window.number])
 
 
 def test_views_also_change_the_older_frames(cache):
-    found = Windows(cache, 2, 1, past=(-3, -2))
-    order = Shuffled(found, 0).order(0)
+    windows = Windows(cache, 2, 1, past=(-3, -2))
+    order = Shuffled(windows, 0).order(0)
     assert sorted(order) == [0, 1, 2, 3]
-    assert np.array_equal(Shuffled(found, 0).frames(0), found.frames(0)[order])
-    one = OneCamera(found, cache.cameras[0]).frames(0)
-    assert one.shape == found.frame_shape and (one == 0).any() and one[0].any()
+    assert np.array_equal(Shuffled(windows, 0).frames(0), windows.frames(0)[order])
+    one = OneCamera(windows, cache.cameras[0]).frames(0)
+    assert one.shape == windows.frame_shape and (one == 0).any() and one[0].any()
 
 
 @pytest.mark.parametrize("scale", [1, 0.5])
@@ -365,10 +365,10 @@ def test_preview_shows_windows_with_their_past(run):
     windows = preview.windows(clip_id, choice)
     assert windows[0].number == 5 and preview.count(clip_id, choice) == len(windows)
     place = Place(clip_id, 0, 2)
-    found = samples.windows_of(run, preview.listed[clip_id].split)
-    index = next(i for i, w in enumerate(found) if (w.clip_id, w.number) == (clip_id, 5))
-    assert np.array_equal(preview.grid_frame(place, choice), found.frames(index)[4 + 2])
-    expected = target(run.training.target).render(found.truth(index))
+    all_windows = samples.windows_of(run, preview.listed[clip_id].split)
+    index = next(i for i, w in enumerate(all_windows) if (w.clip_id, w.number) == (clip_id, 5))
+    assert np.array_equal(preview.grid_frame(place, choice), all_windows.frames(index)[4 + 2])
+    expected = target(run.training.target).render(all_windows.truth(index))
     assert preview.answer(place, choice) == expected
     costs = cost(run, choice, preview.footage)
     assert costs.figures["sample_mb"] == pytest.approx(8 * 64 * 128 * 3 / 1e6)

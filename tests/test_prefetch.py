@@ -104,7 +104,7 @@ class Process:
         """
         for _ in range(50):
             self.signal(signal.SIGSTOP)  # also workers started in the meantime
-            if all(state in "TtZX" for each in self.family() for state in states_of(each)):
+            if all(state in "TtZX" for process in self.family() for state in states_of(process)):
                 return True
             time.sleep(0.001)
         return False
@@ -475,7 +475,7 @@ def test_measured_shard_sizes_do_not_exceed_the_planned_ones(tmp_path, storage):
 
     clip_bytes = load(0).stays / 50
     for share in (0.5, 0.9, 0.999):
-        found = load(share * clip_bytes)
-        assert found.cache <= load(0).cache and found.stays <= load(0).stays
+        smaller = load(share * clip_bytes)
+        assert smaller.cache <= load(0).cache and smaller.stays <= load(0).stays
     larger = load(9 * clip_bytes)
     assert larger.cache > load(0).cache and larger.stays > load(0).stays

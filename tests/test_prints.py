@@ -78,8 +78,8 @@ def test_prints_agree_at_another_size(views, tile):
 
 
 def test_prints_of_different_drives_differ(views):
-    found = prints_of(grids(views))
-    share, _ = prints.different(found, found)
+    hashes = prints_of(grids(views))
+    share, _ = prints.different(hashes, hashes)
     others = share[~np.eye(len(views), dtype=bool)]
     assert others.min() > 2 * prints.MAX_DIFFERENT
     assert np.diagonal(share).max() == 0

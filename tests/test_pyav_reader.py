@@ -55,8 +55,8 @@ def packets_sent(name: str, rows: list[int]) -> tuple[list[int], list[int]]:
     with stream.opened(stream_bytes(name)) as opened:
         codec = CountingCodec(opened.codec)
         counted = dataclasses.replace(opened, codec=codec)
-        found, _ = pyav_reader.by_pyav(counted, np.array(rows), None)
-        assert numbers(found, name) == rows
+        images, _ = pyav_reader.by_pyav(counted, np.array(rows), None)
+        assert numbers(images, name) == rows
         return codec.sent, [packet.pts for packet in opened.packets]
 
 
@@ -232,5 +232,5 @@ def test_resized_frames_match_ffmpegs_area_scaling(pixels, size, tmp_path):
     command += ["-f", "rawvideo", "-fps_mode", "passthrough", "pipe:1"]
     content = subprocess.run(command, capture_output=True, check=True).stdout
     expected = np.frombuffer(content, np.uint8).reshape(12, size[1], size[0], 3)
-    found = reader.read_frames(path, times_of(path.read_bytes()), size=size)
-    assert np.abs(found.images.astype(int) - expected).mean() <= 2
+    frames = reader.read_frames(path, times_of(path.read_bytes()), size=size)
+    assert np.abs(frames.images.astype(int) - expected).mean() <= 2

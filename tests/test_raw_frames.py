@@ -102,8 +102,8 @@ def test_changed_rate_or_length_keeps_the_time_shown(p):
     start = preview.windows(NAME, before).times_us(3)[0]
     for changed in ({"sample_hz": 20.0}, {"sequence_length": 6}, {"sample_hz": 5.0}):
         wanted = choice(p, **changed)
-        found = preview.nearest_window(place, before, wanted)
-        moved = preview.windows(NAME, wanted).times_us(found)[0]
+        window_idx = preview.nearest_window(place, before, wanted)
+        moved = preview.windows(NAME, wanted).times_us(window_idx)[0]
         step_us = 1e6 * p.processing.stride / wanted.sample_hz
         assert abs(int(moved) - int(start)) <= step_us / 2 + 20_000
 

@@ -46,10 +46,12 @@ def played(p, clip_id, tmp_path_factory) -> tuple[Params, SessionRecord]:
     return run, SessionRecord.read(folder / playback.SESSION)
 
 
-def own_frames(p: Params, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
+def cached_frames(p: Params, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
     """A clip's frames in the cache and their times."""
     windows = samples.windows_of(p, p.evaluation.split)
-    clip = next(each for each in windows.cache.clips if each.clip_id == clip_id)
+    clip = next(
+        cached_clip for cached_clip in windows.cache.clips if cached_clip.clip_id == clip_id
+    )
     shard = windows.cache.shards[clip.shard]
     return shard.frames[clip.start : clip.stop], shard.times[clip.start : clip.stop]
 
@@ -76,13 +78,13 @@ def test_recording_has_the_times_of_ticks_and_latencies_of_answers(played):
 
 def test_ground_truth_of_an_answer_belongs_to_its_frames(played, clip_id):
     run, recording = played
-    frames, _ = own_frames(run, clip_id)
+    frames, _ = cached_frames(run, clip_id)
     dense = run.processing.model_copy(update={"stride": 1})
     windows = samples.windows_of(run.model_copy(update={"processing": dense}), None)
     by_last = {
         frames_of.tobytes(): windows.truth(i)
-        for i, each in enumerate(windows)
-        if each.clip_id == clip_id
+        for i, window in enumerate(windows)
+        if window.clip_id == clip_id
         for frames_of in [np.array(windows.frames(i))]
     }
     target, num = target_of(run), 0
@@ -145,7 +147,7 @@ def test_played_clip_has_the_ego_history_of_each_time(p, clip_id, tmp_path):
     history_at = playback.history_of(run, tmp_path / playback.SESSION)
     windows, target = samples.windows_of(run, None), target_of(run)
     note = playback.Played.of(tmp_path / playback.SESSION)
-    indices = [i for i, each in enumerate(windows) if each.clip_id == clip_id]
+    indices = [i for i, window in enumerate(windows) if window.clip_id == clip_id]
     for index in indices:
         time_s = (int(windows.times_us(index)[-1]) - note.zero_us) / 1e6
         words = history.of_window(windows, index, target, run.processing.own_from_s)
@@ -174,7 +176,7 @@ def test_evicted_clip_is_played_from_the_cache(p, clip_id, tmp_path, monkeypatch
         clock[0] = time_ns
         session.push(name, time_ns, frame)
         made += session.advance()
-    frames, _ = own_frames(p, clip_id)
+    frames, _ = cached_frames(p, clip_id)
     length = p.processing.sequence_length
     assert len(made) >= len(frames) - length - 2
     for ready in made:
@@ -223,7 +225,9 @@ def test_recording_without_complete_ticks_is_refused(p, tmp_path):
 def test_camera_passwords_are_left_out_of_results(p):
     url = "rtsp://me:secret@10.0.0.5/front"
     live = p.live.model_copy(update={"sources": {"camera_front_wide_120fov": url}})
-    own = p.model_copy(update={"live": live})
-    assert "secret" not in json.dumps(own.values()) + json.dumps(own.values("live.sources"))
-    assert "secret" not in json.dumps(playback.rows(own))
-    assert Params.from_values(own.complete()).live.sources == live.sources
+    with_password = p.model_copy(update={"live": live})
+    assert "secret" not in json.dumps(with_password.values()) + json.dumps(
+        with_password.values("live.sources")
+    )
+    assert "secret" not in json.dumps(playback.rows(with_password))
+    assert Params.from_values(with_password.complete()).live.sources == live.sources

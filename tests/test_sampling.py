@@ -43,20 +43,20 @@ def clip_of(folder, number: int) -> Clip:
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_tiles_show_the_last_frame_at_or_before_their_time(folder, setup, decoder):
     recipe = Recipe(setup, (32, 24), "stretch", 10.0, 1.5, decoder)
-    found, grid = sample_clip(clip_of(folder, 1), recipe).arrays, cameras.grid(setup)
-    assert found["frames"].shape[1:] == (grid.rows * 24, grid.cols * 32, 3)
+    arrays, grid = sample_clip(clip_of(folder, 1), recipe).arrays, cameras.grid(setup)
+    assert arrays["frames"].shape[1:] == (grid.rows * 24, grid.cols * 32, 3)
     for column, camera in enumerate(grid.cameras):
         place = cameras.CAMERAS.index(camera)
         stamps = camera_times(1, place, SECONDS)
-        tiles = tiling.tile_of(found["frames"], grid, (32, 24), camera.name)
+        tiles = tiling.tile_of(arrays["frames"], grid, (32, 24), camera.name)
         for tile, time, taken in zip(
-            tiles, found["times"], found["timestamps"][:, column], strict=True
+            tiles, arrays["times"], arrays["timestamps"][:, column], strict=True
         ):
             frame_idx = int(np.flatnonzero(stamps <= time)[-1])
             assert read_frame(tile) == (1, place, frame_idx)
             assert taken == stamps[frame_idx]
     if setup == "7-cam":
-        assert not found["frames"][:, 48:, :32].any() and not found["frames"][:, 48:, 64:].any()
+        assert not arrays["frames"][:, 48:, :32].any() and not arrays["frames"][:, 48:, 64:].any()
 
 
 def test_times_span_the_overlap_of_all_cameras(folder):
@@ -76,10 +76,10 @@ def test_times_span_the_overlap_of_all_cameras(folder):
 def test_timestamp_jitter_does_not_change_the_frame_interval(folder, setup):
     """Every third frame of 30 fps at 10 Hz, although timestamps are off by up to 0.4 ms."""
     for number in range(3):
-        found = sample_clip(clip_of(folder, number), replace(RECIPE, setup=setup)).arrays
+        arrays = sample_clip(clip_of(folder, number), replace(RECIPE, setup=setup)).arrays
         for column, camera in enumerate(cameras.grid(setup).cameras):
             stamps = camera_times(number, cameras.CAMERAS.index(camera), SECONDS)
-            taken = np.searchsorted(stamps, found["timestamps"][:, column])
+            taken = np.searchsorted(stamps, arrays["timestamps"][:, column])
             assert set(np.diff(taken)) == {3}
 
 
@@ -91,14 +91,14 @@ def test_sampling_starts_far_from_all_timestamps(offsets, interval):
     stamps = [np.arange(20) * interval + offset for offset in offsets]
     start, first = sampling.steady_start(stamps), max(offsets)
     assert first <= start <= first + interval
-    nearest = min(abs(each - start).min() for each in stamps)
+    nearest = min(abs(camera_stamps - start).min() for camera_stamps in stamps)
     assert nearest >= interval // (2 * len(offsets)) - 1
 
 
 def test_poses_and_distances_match_the_drive(folder):
     for number in range(3):
-        found, drive = sample_clip(clip_of(folder, number), RECIPE).arrays, Drive(number)
-        ego, t_s = found["egomotion"], found["times"] / 1e6
+        arrays, drive = sample_clip(clip_of(folder, number), RECIPE).arrays, Drive(number)
+        ego, t_s = arrays["egomotion"], arrays["times"] / 1e6
         assert np.abs(ego[:, :3] - drive.position(t_s)).max() < 1e-3
         yaw = drive.curvature * drive.travelled(t_s)
         forward = Rotation.from_quat(ego[:, 3:7]).apply([1, 0, 0])
@@ -111,8 +111,8 @@ def test_poses_and_distances_match_the_drive(folder):
 
 
 def test_track_extends_before_and_after_the_frames(folder):
-    found, drive = sample_clip(clip_of(folder, 2), RECIPE).arrays, Drive(2)
-    track, times = found["track"], found["times"]
+    arrays, drive = sample_clip(clip_of(folder, 2), RECIPE).arrays, Drive(2)
+    track, times = arrays["track"], arrays["times"]
     t_s = track[:, 0] / 1e6
     assert np.allclose(np.diff(track[:, 0]), 100_000)
     assert times[0] in track[:, 0]

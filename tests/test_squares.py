@@ -176,7 +176,9 @@ def test_indivisible_grid_is_refused_with_a_tile_size_that_fits(
     fix = str(caught.value)
     assert "tile_width: " in fix and "one camera a square" in fix
     # The proposed tile size is accepted.
-    wide, high = (int(fix.split(f"tile_{each}: ")[1].split()[0]) for each in ("width", "height"))
+    wide, high = (
+        int(fix.split(f"tile_{side_name}: ")[1].split()[0]) for side_name in ("width", "height")
+    )
     rows = cols = 2 if grid == "4-cam" else 3
     kind.check(video(16, rows * high, cols * wide, grid))
     kind.check(video(16, rows * side, cols * side, grid))
@@ -243,10 +245,10 @@ def test_request_on_the_card_renders_to_the_training_prompt(name, kind, side, si
     asked = kind.request(TEXT, [shown])
     (turn,) = asked["messages"]
     content = [
-        {"type": "video" if each["type"] == "video_url" else "image"}
-        if each["type"].endswith("_url")
-        else each
-        for each in turn["content"]
+        {"type": "video" if part["type"] == "video_url" else "image"}
+        if part["type"].endswith("_url")
+        else part
+        for part in turn["content"]
     ]
     text = (
         FAMILIES[name]
@@ -372,7 +374,7 @@ def test_unused_layers_of_llavas_tower_are_dropped(layer, monkeypatch):
     outputs = model.model.vision_tower(torch.zeros(1, 3, 44, 44), output_hidden_states=True)
     wanted = [layer] if isinstance(layer, int) else layer
     assert list(outputs.hidden_states) == wanted
-    last = max(each % 4 for each in wanted)
+    last = max(used % 4 for used in wanted)
     assert ran == list(range(1, last + 1)) * 2, "layers after the last one used must not run"
     assert list(model.state_dict()) == names
 

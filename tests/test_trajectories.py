@@ -186,12 +186,12 @@ def test_longitudinal_acceleration_is_signed_in_both_directions(sign):
 )
 def test_each_comfort_limit_is_exceeded_on_its_own(path, felt_too_much):
     felt = trajectories.comfort(waypoints(path))
-    found = {
+    exceeded = {
         name
         for name, (least, most) in trajectories.COMFORT.items()
         if felt[name].min() < least or felt[name].max() > most
     }
-    assert found == felt_too_much
+    assert exceeded == felt_too_much
     assert trajectories.within_bounds(felt) == (not felt_too_much)
 
 

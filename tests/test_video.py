@@ -236,17 +236,17 @@ def test_timestamps_shifted_by_one_frame_are_refused():
     with pytest.raises(AvomniError, match=r"frame \d+ follows .* frames or rows are missing"):
         reader.read_frames(content, stamps[:3], timestamps_us=shifted)
     jittered = stamps - 14_000 + rng.integers(-2_000, 2_000, NUM_FRAMES)
-    found = reader.read_frames(content, jittered[[4, 60]], timestamps_us=jittered)
-    assert numbers(found.images) == [4, 60]
+    frames = reader.read_frames(content, jittered[[4, 60]], timestamps_us=jittered)
+    assert numbers(frames.images) == [4, 60]
 
 
 def test_gaps_in_the_timestamps_of_a_constant_rate_video_are_accepted():
     stamps = np.arange(NUM_FRAMES) * 33_333
     stamps[40:] += 100_000
-    found = reader.read_frames(
+    frames = reader.read_frames(
         stream_bytes("h264 gop 30"), stamps[[39, 40, 80]], timestamps_us=stamps
     )
-    assert numbers(found.images) == [39, 40, 80]
+    assert numbers(frames.images) == [39, 40, 80]
 
 
 def test_frames_outside_the_edit_list_are_skipped():
@@ -259,8 +259,8 @@ def test_frames_outside_the_edit_list_are_skipped():
     content[place : place + 4] = later.to_bytes(4, "big")
     times = times_of(bytes(content))
     assert len(times) == NUM_FRAMES - 15
-    found = reader.read_frames(bytes(content), times[[0, 20, 3]])
-    assert numbers(found.images) == [15, 35, 18]
+    frames = reader.read_frames(bytes(content), times[[0, 20, 3]])
+    assert numbers(frames.images) == [15, 35, 18]
 
 
 @pytest.mark.parametrize("wanted", [-1, NUM_FRAMES * 40_000])

@@ -34,8 +34,8 @@ def cache_of(lengths: list[int]) -> Cache:
 )
 def test_windows_are_one_stride_apart_and_fill_their_clips(lengths, length, stride):
     cache = cache_of(lengths)
-    found = Windows(cache, length, stride)
-    for window in found:
+    all_windows = Windows(cache, length, stride)
+    for window in all_windows:
         clip = cache.clips[window.clip_idx]
         assert (window.clip_id, window.split, window.shard) == (
             clip.clip_id,
@@ -46,7 +46,7 @@ def test_windows_are_one_stride_apart_and_fill_their_clips(lengths, length, stri
         assert window.stop - window.start == length
         assert window.start - clip.start == stride * window.number
     for clip_idx, clip in enumerate(cache.clips):
-        clip_windows = [window for window in found if window.clip_idx == clip_idx]
+        clip_windows = [window for window in all_windows if window.clip_idx == clip_idx]
         assert [window.number for window in clip_windows] == list(range(len(clip_windows)))
         assert len(clip_windows) == windows.num_windows(len(clip), length, stride)
         remaining = (
@@ -74,26 +74,26 @@ def cache(tmp_path_factory):
 
 
 def test_window_arrays_are_rows_of_its_clip(cache):
-    found = Windows(cache, 3, 1)
-    for i, window in enumerate(found):
+    all_windows = Windows(cache, 3, 1)
+    for i, window in enumerate(all_windows):
         clip = arrays(seed_of(window.clip_id))
         rows = slice(window.number, window.number + 3)
-        assert np.array_equal(found.frames(i), clip["frames"][rows])
-        assert np.array_equal(found.times_us(i), clip["times"][rows])
-        assert np.array_equal(found.egomotion(i), clip["egomotion"][rows])
+        assert np.array_equal(all_windows.frames(i), clip["frames"][rows])
+        assert np.array_equal(all_windows.times_us(i), clip["times"][rows])
+        assert np.array_equal(all_windows.egomotion(i), clip["egomotion"][rows])
 
 
 def test_windows_share_memory_mapped_frames(cache):
-    found = Windows(cache, 3, 1)
-    first, second = found.frames(0), found.frames(1)
-    assert found[0].clip_id == found[1].clip_id
+    all_windows = Windows(cache, 3, 1)
+    first, second = all_windows.frames(0), all_windows.frames(1)
+    assert all_windows[0].clip_id == all_windows[1].clip_id
     assert not first.flags.owndata and np.shares_memory(first[1:], second[:2])
 
 
 def test_ground_truth_speed_is_path_over_duration(cache):
-    found = Windows(cache, 3, 2)
-    clip = arrays(seed_of(found[0].clip_id))["egomotion"]
-    truth = found.truth(0)
+    all_windows = Windows(cache, 3, 2)
+    clip = arrays(seed_of(all_windows[0].clip_id))["egomotion"]
+    truth = all_windows.truth(0)
     chord = float(np.linalg.norm(clip[2, :3] - clip[0, :3]))
     assert truth.duration_s == 1.0
     assert truth.chord_m == pytest.approx(chord)
@@ -102,8 +102,10 @@ def test_ground_truth_speed_is_path_over_duration(cache):
 
 
 def test_windows_are_a_sequence(cache):
-    found = Windows(cache, 3, 1, split="val")
-    assert found[-1] == found[len(found) - 1] and len(list(found)) == len(found)
+    all_windows = Windows(cache, 3, 1, split="val")
+    assert all_windows[-1] == all_windows[len(all_windows) - 1] and len(list(all_windows)) == len(
+        all_windows
+    )
     with pytest.raises(IndexError):
-        found[len(found)]
+        all_windows[len(all_windows)]
     assert not len(Windows(cache, 500, 1))
