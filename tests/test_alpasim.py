@@ -1,4 +1,4 @@
-"""The driver for AlpaSim: a stand-in runtime calls it, in order and out of order, alone and not."""
+"""The driver for AlpaSim, called by a simulated runtime in one or several sessions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.short_windows import AHEAD_S, p_of
 
 
 class Model:
-    """Says a path at the last picture's brightness in m/s, which bends to the left."""
+    """Predicts a path bending left, its speed in m/s the brightness of the last image."""
 
     def __init__(self):
         self.windows, self.histories, self.at_once, self.most = [], [], 0, 0
@@ -72,7 +72,7 @@ def shaded(value: float) -> np.ndarray:
 
 @pytest.fixture
 def served() -> Iterator:
-    """`served(p, Runtime)` -> a function that makes rollouts, begun unless told otherwise."""
+    """`served(p, Runtime)` -> a function that makes rollouts, started unless `start=False`."""
     open_ones = []
 
     def begin(p: Params | None = None, rates: Runtime | None = None):
@@ -99,56 +99,56 @@ def served() -> Iterator:
 
 @pytest.fixture
 def rollout(served) -> Rollout:
-    """A session that has begun."""
+    """A session that has started."""
     return served()()
 
 
 def refused(call, *arguments) -> tuple[str, str]:
-    """The status code that a call ends with, and its words."""
+    """The status code and the details of the error that a call raises."""
     with pytest.raises(grpc.RpcError) as raised:
         call(*arguments)
     return raised.value.code().name, raised.value.details()
 
 
 def step(rollout: Rollout, number: int, value: float, pose=None, speed: float | None = 8.0):
-    """Tell what there is to be seen at a moment, and drive."""
+    """Send images and pose of a step, then call `drive`."""
     now_us = START_US + number * STEP_US
     rollout.show(now_us, shaded(value))
     rollout.move(now_us, *(pose or (8.0 * number / 10, 0.0, 0.0)), speed)
     return rollout.drive(now_us)
 
 
-def drive_on(rollout: Rollout, value: float, *told, numbers=range(5), **more):
-    """The answer to the last of these steps; the fifth is the first with a whole window."""
+def drive_on(rollout: Rollout, value: float, *pose_args, numbers=range(5), **more):
+    """The response to the last of these steps; the fifth has the first complete window."""
     for number in numbers:
-        answered = step(rollout, number, value, *told, **more)
+        answered = step(rollout, number, value, *pose_args, **more)
     return answered
 
 
-# What it answers.
+# Responses.
 
 
-def test_before_its_window_is_whole_it_answers_an_empty_trajectory(rollout):
+def test_driver_returns_an_empty_trajectory_until_the_window_is_full(rollout):
     for number in range(4):
         assert len(step(rollout, number, 5.0).trajectory.poses) == 0
     assert len(step(rollout, 4, 5.0).trajectory.poses) == 65
 
 
-def test_the_first_pose_is_the_current_one_and_the_others_are_the_path_in_the_local_frame(rollout):
+def test_trajectory_starts_at_the_current_pose_in_the_local_frame(rollout):
     pose = (100.0, -40.0, 2.0)
     answered = drive_on(rollout, 6.0, pose)
-    found = poses(answered)
-    assert found[0] == pytest.approx([0.4, *pose], abs=1e-5)
-    assert found[:, 0] == pytest.approx(0.4 + 0.1 * np.arange(65))
-    way = runtime.to_rig(found[4::4, 1:3], *pose)
+    pose_rows = poses(answered)
+    assert pose_rows[0] == pytest.approx([0.4, *pose], abs=1e-5)
+    assert pose_rows[:, 0] == pytest.approx(0.4 + 0.1 * np.arange(65))
+    way = runtime.to_rig(pose_rows[4::4, 1:3], *pose)
     assert way == pytest.approx(path_at(6.0), abs=1e-4)
-    hops = np.diff(found[:, 1:3], axis=0)
-    assert found[1:, 3] == pytest.approx(np.arctan2(hops[:, 1], hops[:, 0]), abs=1e-3)
-    said = json.loads(answered.debug_info.unstructured_debug_info)
-    assert said == {"text": Model.say(6.0), "is_read": True}
+    hops = np.diff(pose_rows[:, 1:3], axis=0)
+    assert pose_rows[1:, 3] == pytest.approx(np.arctan2(hops[:, 1], hops[:, 0]), abs=1e-3)
+    debug_info = json.loads(answered.debug_info.unstructured_debug_info)
+    assert debug_info == {"text": Model.say(6.0), "is_read": True}
 
 
-def test_a_car_on_a_slope_is_told_a_path_on_that_slope(rollout):
+def test_path_follows_the_slope_of_the_road(rollout):
     pitch = -0.1  # nose up
     for number in range(5):
         now_us = START_US + number * STEP_US
@@ -164,14 +164,14 @@ def test_a_car_on_a_slope_is_told_a_path_on_that_slope(rollout):
     assert last.x == pytest.approx(64 * np.cos(0.1), abs=1e-3)
 
 
-def test_between_answers_the_last_path_is_followed_on_where_it_was(served):
+def test_last_path_is_reused_between_predictions(served):
     rollout = served()()
     answers = [poses(step(rollout, number, 5.0 + number)) for number in range(10)]
     assert [len(window) for window in rollout.model.windows] == [3, 3]
     brightness = [window.mean(axis=(1, 2, 3)).tolist() for window in rollout.model.windows]
     assert brightness == [[5, 7, 9], [9, 11, 13]]
     first, later = answers[4], answers[6]
-    # The same places at the same times, from its own current pose on.
+    # The same positions at the same times, starting at the current pose.
     assert later[0, 1] == pytest.approx(0.8 * 6)
     assert later[1:63] == pytest.approx(first[3:], abs=1e-5)
     # Past the path's end it goes straight on.
@@ -179,8 +179,8 @@ def test_between_answers_the_last_path_is_followed_on_where_it_was(served):
     assert answers[8][4, 1] == pytest.approx(0.8 * 8 + path_at(13.0)[0, 0], abs=1e-4)
 
 
-def test_it_is_shown_what_the_policy_of_the_environment_is_shown(served, monkeypatch):
-    """The same windows to the pixel, and the same waypoints."""
+def test_driver_and_policy_see_the_same_windows(served, monkeypatch):
+    """Equal pixels and equal waypoints."""
     p = p_of(processing={"sample_hz": 10}, live={"hop": 1})
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 40, (8, 4, 9, 16, 3)).astype(np.uint8)
@@ -189,22 +189,22 @@ def test_it_is_shown_what_the_policy_of_the_environment_is_shown(served, monkeyp
     class Answerer:
         name, target, model, conversation = "adapted", target("future_v1"), None, None
 
-    def say(model, talk, frames, *_, histories, constrained):
+    def generate_texts(model, conversation, frames, *_, histories, constrained):
         shown.extend(np.array(frames))
         return [Model.say(float(window[-1].mean())) for window in frames]
 
-    monkeypatch.setattr(generate, "generate_texts", say)
+    monkeypatch.setattr(generate, "generate_texts", generate_texts)
     Answerer.p = p
     policy = policies.ModelPolicy(Answerer())
     policy.start(0, np.zeros((2, 4)))
     ego = np.zeros((17, 4), np.float32)
     ego[:, 0], ego[:, 3] = 8.0 * np.arange(-16, 1) / 10, 8.0
-    for number, each in enumerate(pictures):
+    for number, images in enumerate(pictures):
         now_us = START_US + number * STEP_US
-        rollout.show(now_us, each)
+        rollout.show(now_us, images)
         rollout.move(now_us, 8.0 * number / 10, 0.0, 0.0, 8.0)
         answered = poses(rollout.drive(now_us))
-        waypoints = policy({"cameras": each, "ego": ego})
+        waypoints = policy({"cameras": images, "ego": ego})
         if len(answered):
             way = runtime.to_rig(answered[4::4, 1:3], 0.8 * number, 0.0, 0.0)
             assert way == pytest.approx(waypoints, abs=1e-4)
@@ -212,10 +212,10 @@ def test_it_is_shown_what_the_policy_of_the_environment_is_shown(served, monkeyp
     assert np.array_equal(shown, rollout.model.windows)
 
 
-def test_an_answer_without_a_path_leaves_the_last_one_or_else_the_velocity(served):
+def test_unreadable_answer_keeps_the_last_path_or_the_velocity(served):
     rollout = served(p_of(live={"hop": 1}))()
-    kept = poses(drive_on(rollout, 210.0))
-    assert kept[-1, 1:3] == pytest.approx([3.2 + 6.4 * 8.0, 0.0], abs=1e-4)
+    at_constant_velocity = poses(drive_on(rollout, 210.0))
+    assert at_constant_velocity[-1, 1:3] == pytest.approx([3.2 + 6.4 * 8.0, 0.0], abs=1e-4)
     step(rollout, 5, 5.0)
     answered = poses(step(rollout, 6, 5.0))
     later = poses(step(rollout, 7, 210.0)), poses(step(rollout, 8, 210.0))
@@ -225,7 +225,7 @@ def test_an_answer_without_a_path_leaves_the_last_one_or_else_the_velocity(serve
 
 
 @pytest.mark.parametrize("speed", [8.0, None])
-def test_the_past_is_told_where_the_prompt_has_it(served, speed):
+def test_prompt_contains_the_ego_history(served, speed):
     rollout = served(p_of(prompt={"ego_history": True}))()
     drive_on(rollout, 5.0, speed=speed)
     (history,) = rollout.model.histories
@@ -233,7 +233,7 @@ def test_the_past_is_told_where_the_prompt_has_it(served, speed):
     assert "-0.4s (-3.20,0.00) -0.2s (-1.60,0.00)" in history
 
 
-def test_poses_and_pictures_of_a_step_may_come_in_any_order(served):
+def test_poses_and_images_may_arrive_in_any_order(served):
     answers = []
     for order in (1, -1):
         rollout = served()()
@@ -246,7 +246,7 @@ def test_poses_and_pictures_of_a_step_may_come_in_any_order(served):
     assert answers[0][0, 1] == pytest.approx(3.2)
 
 
-def test_a_picture_that_comes_a_call_late_is_waited_for(served):
+def test_driver_waits_for_an_image_that_is_one_call_late(served):
     rollout = served(p_of(processing={"sample_hz": 10}, live={"hop": 1}))()
     for number in range(8):
         now_us = START_US + number * STEP_US
@@ -259,7 +259,7 @@ def test_a_picture_that_comes_a_call_late_is_waited_for(served):
     assert poses(answered)[3, :2] == pytest.approx([1.0, 0.8 * 6 + path_at(6.0)[0, 0]], abs=1e-4)
 
 
-def test_sessions_do_not_see_each_other_and_are_answered_at_once(served):
+def test_concurrent_sessions_do_not_share_state(served):
     made = served()
     rollouts = [made(f"session {number}", start=False) for number in range(6)]
 
@@ -277,10 +277,10 @@ def test_sessions_do_not_see_each_other_and_are_answered_at_once(served):
     assert len(rollouts[0].model.windows) == 12
 
 
-# What it refuses.
+# Errors.
 
 
-def test_calls_in_the_wrong_order_are_told_what_is_wrong_and_end_nothing(served):
+def test_calls_in_the_wrong_order_fail_without_ending_the_session(served):
     made = served()
     rollout = made(start=False)
     for call in (lambda: rollout.drive(START_US), lambda: step(rollout, 0, 1.0), rollout.close):
@@ -301,7 +301,7 @@ def test_calls_in_the_wrong_order_are_told_what_is_wrong_and_end_nothing(served)
     assert refused(rollout.close) == ("NOT_FOUND", "session a was closed; start_session")
     code, words = refused(step, rollout, 5, 1.0)
     assert code == "NOT_FOUND" and "was closed" in words
-    rollout.start()  # the name is free again, and nothing is left of before
+    rollout.start()  # the name can be used again, without the closed session's state
     assert not step(rollout, 9, 5.0).trajectory.poses
     code, words = refused(rollout.drive, START_US)
     assert code == "INVALID_ARGUMENT" and "before that of the last call" in words
@@ -317,7 +317,7 @@ def test_a_stale_pose_is_refused(rollout):
 
 
 @pytest.mark.parametrize("numbers", [(np.nan, 0, 0, 1), (0, np.inf, 0, 1), (0, 0, 0, 0)])
-def test_what_is_no_pose_is_refused(rollout, numbers):
+def test_invalid_pose_is_refused(rollout, numbers):
     x, y, z, w = numbers
     request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
     at = request.trajectory.poses.add(timestamp_us=START_US).pose
@@ -326,7 +326,7 @@ def test_what_is_no_pose_is_refused(rollout, numbers):
     assert code == "INVALID_ARGUMENT" and words.startswith("no pose:")
 
 
-def test_states_that_belong_to_no_pose_are_refused(rollout):
+def test_dynamic_states_without_poses_are_refused(rollout):
     request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
     request.dynamic_states.add()
     code, words = refused(rollout.calls.submit_egomotion_observation, request)
@@ -351,21 +351,21 @@ WHOLE = {form: encoded(NOISE, form) for form in ("PNG", "JPEG", "GIF")}
     ],
     ids=["empty", "header", "cut png", "damaged png", "cut jpeg", "gif", "huge", "square"],
 )
-def test_a_malformed_picture_is_refused_and_the_session_goes_on(rollout, content, words):
+def test_malformed_image_is_refused_and_the_session_continues(rollout, content, words):
     for number in range(5):
-        code, said = refused(rollout.see, rollout.cameras[1], START_US + number, content)
-        assert code == "INVALID_ARGUMENT" and words in said
+        code, details = refused(rollout.see, rollout.cameras[1], START_US + number, content)
+        assert code == "INVALID_ARGUMENT" and words in details
         answered = step(rollout, number, 5.0)
     assert len(answered.trajectory.poses) == 65
 
 
-def test_pictures_of_cameras_that_the_model_does_not_see_are_left_aside(served):
+def test_images_of_unused_cameras_are_ignored(served):
     rollout = served()(start=False)
     rollout.start([camera(name) for name in (*rollout.cameras, "camera_cross_left_120fov")])
     rollout.see("camera_cross_left_120fov", START_US, b"not even a picture")
 
 
-def test_jpegs_are_pictures_too(served):
+def test_jpeg_images_are_accepted(served):
     rollout = served()()
     for number in range(5):
         now_us = START_US + number * STEP_US
@@ -389,16 +389,16 @@ SLOW = {"processing": {"sequence_length": 16, "sample_hz": 2}}
         ({}, Runtime(warm_up_s=0.4), "force_gt_duration_us to 500000"),
     ],
 )
-def test_a_session_of_other_rates_is_refused_with_what_mends_it(served, changes, rates, words):
-    code, said = refused(served(p_of(**changes), rates))
-    assert code == "FAILED_PRECONDITION" and words in said
+def test_mismatched_rates_are_refused_with_the_settings_to_change(served, changes, rates, words):
+    code, details = refused(served(p_of(**changes), rates))
+    assert code == "FAILED_PRECONDITION" and words in details
 
 
-def test_rates_that_were_mended_are_served(served):
+def test_corrected_rates_are_accepted(served):
     served(p_of(**SLOW), Runtime(warm_up_s=7.6))()
 
 
-def test_a_session_without_the_models_cameras_is_refused_with_all_that_is_wrong(served):
+def test_missing_or_wrong_cameras_are_refused_in_one_message(served):
     rollout = served()(start=False)
     names = rollout.cameras
     pinhole, blank, wide = camera(names[1]), camera(names[2]), camera(names[3], view_deg=180)
@@ -418,7 +418,7 @@ def test_a_session_without_the_models_cameras_is_refused_with_all_that_is_wrong(
     assert "(there are: none)" in words
 
 
-def test_a_lens_is_judged_by_whichever_polynomial_is_given(served):
+def test_lens_view_is_computed_from_either_polynomial(served):
     rollout = served()(start=False)
     available = [camera(name) for name in rollout.cameras]
     lens = available[0].intrinsics.ftheta_param
@@ -429,7 +429,7 @@ def test_a_lens_is_judged_by_whichever_polynomial_is_given(served):
     rollout.start(available)
 
 
-def test_a_camera_that_shows_nothing_or_too_little_is_named(served):
+def test_silent_or_slow_camera_is_named_in_the_error(served):
     made = served()
     rollout = made()
     for number in range(17):
@@ -443,7 +443,7 @@ def test_a_camera_that_shows_nothing_or_too_little_is_named(served):
     slow = made("slow")
     slow.show(START_US, shaded(5.0))
     slow.drive(START_US)
-    for number in (1, 2, 3):  # it may still come
+    for number in (1, 2, 3):  # the image may still arrive
         slow.drive(START_US + number * STEP_US)
     code, words = refused(slow.drive, START_US + 4 * STEP_US)
     assert code == "FAILED_PRECONDITION"
@@ -458,7 +458,7 @@ def test_a_camera_that_shows_nothing_or_too_little_is_named(served):
         (250.0, "FAILED_PRECONDITION", "http://there: the server is away; wait"),
     ],
 )
-def test_a_model_that_fails_is_told_and_the_server_goes_on(served, value, code, words):
+def test_model_error_is_returned_and_the_server_continues(served, value, code, words):
     rollout = served(p_of(live={"hop": 1}))()
     drive_on(rollout, 5.0, numbers=range(4))
     assert refused(step, rollout, 4, value) == (code, words)
@@ -466,17 +466,17 @@ def test_a_model_that_fails_is_told_and_the_server_goes_on(served, value, code, 
     assert len(step(rollout, 6, 5.0).trajectory.poses) == 65
 
 
-def test_an_idle_session_is_dropped_when_another_begins(served, monkeypatch):
+def test_idle_session_is_dropped_when_another_starts(served, monkeypatch):
     made = served()
-    left, _ = made("left"), made("spoken to")
+    idle, _ = made("left"), made("spoken to")
     monkeypatch.setattr(service, "IDLE_S", 0.0)
     made("new")
     monkeypatch.setattr(service, "IDLE_S", 600.0)
-    code, words = refused(left.drive, START_US)
+    code, words = refused(idle.drive, START_US)
     assert code == "NOT_FOUND" and "was dropped: no call for" in words
 
 
-def test_there_is_an_end_to_sessions(served, monkeypatch):
+def test_number_of_sessions_is_limited(served, monkeypatch):
     monkeypatch.setattr(service, "MOST_SESSIONS", 2)
     made = served()
     first, _ = made("a"), made("b")
@@ -485,7 +485,7 @@ def test_there_is_an_end_to_sessions(served, monkeypatch):
     made("c")
 
 
-def test_bytes_that_are_no_message_and_methods_that_are_none_end_nothing(rollout):
+def test_malformed_messages_and_unknown_methods_do_not_end_a_session(rollout):
     for method, code in (("drive", "INTERNAL"), ("fly", "UNIMPLEMENTED")):
         path = f"/egodriver.EgodriverService/{method}"
         call = rollout.channel.unary_unary(path, lambda content: content, lambda content: content)
@@ -493,7 +493,7 @@ def test_bytes_that_are_no_message_and_methods_that_are_none_end_nothing(rollout
     assert len(drive_on(rollout, 5.0).trajectory.poses) == 65
 
 
-def test_the_simulator_may_ask_for_the_version_and_for_the_end():
+def test_simulator_can_get_the_version_and_shut_the_server_down():
     driver, ports = service.Driver(p_of(), Model()), queue.Queue()
     serving = threading.Thread(target=service.serve, args=(driver, 0, "127.0.0.1", ports.put))
     serving.start()
@@ -505,7 +505,7 @@ def test_the_simulator_may_ask_for_the_version_and_for_the_end():
     assert not serving.is_alive()
 
 
-def test_few_pictures_are_kept_however_many_are_shown(served):
+def test_number_of_images_kept_is_bounded(served):
     rollout = served()()
     for number in range(200):  # 50 a second, where the model looks five times
         rollout.show(START_US + number * 20_000, shaded(number))
@@ -513,27 +513,30 @@ def test_few_pictures_are_kept_however_many_are_shown(served):
             rollout.move(START_US + number * 20_000, 0.0, 0.0, 0.0, 8.0)
             rollout.drive(START_US + number * 20_000)
         (held,) = rollout.driver._held.values()
-        assert number < 5 or all(len(own) <= 10 for own in held.session._frames.values())
-    # Each look shows the last picture at or before it: every tenth.
+        assert number < 5 or all(len(frames) <= 10 for frames in held.session._frames.values())
+    # Each sampling time takes the last image at or before it: every tenth.
     assert [window[-1].mean() for window in rollout.model.windows[:3]] == [20, 40, 60]
 
 
 # The messages.
 
 
-def test_the_messages_are_those_of_the_proto_file(tmp_path):
+def test_compiled_messages_match_the_proto_file(tmp_path):
     name = "avomni_lib/driving/alpasim/egodriver.proto"
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"-o{tmp_path}/set", name]
     subprocess.run(command, check=True, cwd=files.PROJECT_ROOT)
-    (made,) = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
-    held = descriptor_pb2.FileDescriptorProto()
-    egodriver_pb2.DESCRIPTOR.CopyToProto(held)
-    for each in (made, held):  # names for JSON, which protoc fills in or not
-        each.ClearField("source_code_info")
-        for message in [*each.message_type, *(n for m in each.message_type for n in m.nested_type)]:
-            for of_message in message.field:
-                of_message.ClearField("json_name")
-    assert made == held
+    (expected,) = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
+    compiled = descriptor_pb2.FileDescriptorProto()
+    egodriver_pb2.DESCRIPTOR.CopyToProto(compiled)
+    for descriptor in (expected, compiled):  # names for JSON, which protoc fills in or not
+        descriptor.ClearField("source_code_info")
+        for message in [
+            *descriptor.message_type,
+            *(n for m in descriptor.message_type for n in m.nested_type),
+        ]:
+            for message_field in message.field:
+                message_field.ClearField("json_name")
+    assert expected == compiled
 
 
 def field(number: int, wire: int, content: bytes) -> bytes:
@@ -542,8 +545,8 @@ def field(number: int, wire: int, content: bytes) -> bytes:
     return head + (bytes([len(content)]) + content if wire == 2 else content)
 
 
-def test_alpasims_bytes_are_understood_and_its_other_fields_passed_over():
-    """Numbers and types by NVlabs/alpasim's protos: egodriver, common and sensorsim of v0."""
+def test_alpasim_messages_are_parsed_and_unknown_fields_ignored():
+    """Field numbers and types as in NVlabs/alpasim's egodriver, common and sensorsim v0."""
     quat, place = field(1, 5, b"\0\0\x80\x3f"), field(2, 5, b"\0\0\0\x40")
     pose = field(1, 2, place) + field(2, 2, quat)
     at = field(1, 2, pose) + field(2, 1, (7).to_bytes(8, "little"))
@@ -576,22 +579,22 @@ def test_alpasims_bytes_are_understood_and_its_other_fields_passed_over():
     )
 
 
-def test_without_the_extra_one_sentence_names_it(monkeypatch, capsys):
+def test_missing_extra_is_named_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "grpc", None)
     monkeypatch.delitem(sys.modules, service.__name__)
     monkeypatch.delattr(alpasim, "service")
     assert main(["serve", "params/demo_future.yaml", "--alpasim", "0", "--base"]) == 1
-    said = capsys.readouterr().err
-    assert "the driver for AlpaSim needs grpcio and protobuf" in said
-    assert "pip install -e '.[alpasim]'" in said and "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert "the driver for AlpaSim needs grpcio and protobuf" in stderr
+    assert "pip install -e '.[alpasim]'" in stderr and "Traceback" not in stderr
 
 
-def test_a_run_that_says_no_path_is_not_served(capsys):
+def test_run_without_a_path_target_is_not_served(capsys):
     assert main(["serve", "params/demo.yaml", "--alpasim", "0", "--base"]) == 1
     assert "the target summary_v1 says no path to drive along" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_named():
+def test_port_in_use_is_named_in_the_error():
     driver = service.Driver(p_of(), Model())
     with (
         service.serving(driver, 0) as port,
@@ -601,7 +604,7 @@ def test_a_port_that_is_taken_is_named():
         pass
 
 
-# The tiny base, served by a process of its own, and runtimes in theirs.
+# The tiny base served in one process, with each runtime in another.
 
 
 def environment() -> dict[str, str]:
@@ -610,7 +613,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
-    """The server's process and its port; all that it printed is read at its end."""
+    """The server's process and its port."""
     words = [sys.executable, "-m", "avomni_lib", "serve", "params/demo_future.yaml", "--base"]
     words += ["--alpasim", "0", "--set", "live.hop=8", "--set", f"run.outputs_dir={tmp_path}"]
     server = subprocess.Popen(
@@ -642,35 +645,37 @@ def play(port: int, seed: int, seconds: float) -> subprocess.Popen:
     )
 
 
-def test_whole_episodes_are_driven_side_by_side_and_one_is_killed_before_ctrl_c_ends_it(process):
+def test_server_survives_a_killed_runtime_and_stops_on_ctrl_c(process):
     server, port = process
     whole, killed = play(port, 3, 2.0), play(port, 4, 12.0)
-    # It is killed in its episode, while the other one drives on.
+    # One runtime is killed during its episode while the other one continues.
     lines = (json.loads(line) for line in killed.stdout)
-    killed_at = next(each["number"] for each in lines if each["number"] >= 18)
+    killed_at = next(row["number"] for row in lines if row["number"] >= 18)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     steps = [json.loads(line) for line in whole.communicate(timeout=200)[0].splitlines()]
     assert whole.returncode == 0 and killed_at >= 18
-    assert [each["number"] for each in steps] == list(range(36))
-    assert [len(each["poses"]) for each in steps] == [0] * 15 + [65] * 21
-    asked = [each["number"] for each in steps if each["said"]]
+    assert [row["number"] for row in steps] == list(range(36))
+    assert [len(row["poses"]) for row in steps] == [0] * 15 + [65] * 21
+    asked = [row["number"] for row in steps if row["said"]]
     assert asked == [15, 23, 31]
-    assert all(each["said"]["text"].startswith("Waypoints:") for each in steps if each["said"])
+    assert all(row["said"]["text"].startswith("Waypoints:") for row in steps if row["said"])
     assert steps[-1]["end"] == "time" and abs(steps[-1]["left_m"]) < 10
-    for each in steps[15:]:  # the current pose first, as the world has it
-        assert each["poses"][0][1:3] == pytest.approx(each["pose"][:2], abs=1e-3)
+    for row in steps[15:]:  # the current pose first, as the world has it
+        assert row["poses"][0][1:3] == pytest.approx(row["pose"][:2], abs=1e-3)
     assert server.poll() is None
 
     with runtime.connect(port) as channel:
-        rollout = Rollout(runtime.stub(channel), "seed 4")  # that of the killed one: still open
+        rollout = Rollout(
+            runtime.stub(channel), "seed 4"
+        )  # the killed runtime's session is still open
         assert refused(rollout.start)[0] == "ALREADY_EXISTS"
         rollout = Rollout(runtime.stub(channel), "new")
         rollout.start()
         answered = drive_on(rollout, 5.0, numbers=range(16))
         assert len(answered.trajectory.poses) == 65
     threading.Timer(0.1, server.send_signal, [signal.SIGINT]).start()
-    said, _ = server.communicate(timeout=60)
-    assert server.returncode == 0, said
-    assert "sessions: 3, calls of drive:" in said and "planner_delay_us" in said
-    assert "Traceback" not in said
+    output, _ = server.communicate(timeout=60)
+    assert server.returncode == 0, output
+    assert "sessions: 3, calls of drive:" in output and "planner_delay_us" in output
+    assert "Traceback" not in output

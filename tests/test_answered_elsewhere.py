@@ -1,4 +1,4 @@
-"""06's answers by several processes and by a server, beside those of this process."""
+"""Evaluation with several processes or a server equals evaluation in this process."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ NAMES = {"tiny-base": "base", "avomni": "adapted", "avomni-blind": models.BLIND_
 
 @pytest.fixture(scope="module")
 def p(tmp_path_factory):
-    """A trained run whose prompts tell the car's past."""
+    """A trained run whose prompts contain the ego history."""
     changes = {"prompt": {"ego_history": True}, "evaluation": {"max_windows": 6}}
     return trained(tmp_path_factory.mktemp("elsewhere"), changes)
 
@@ -38,8 +38,8 @@ def here(p, tmp_path_factory):
     return ladder.evaluate(p, tmp_path_factory.mktemp("here"))
 
 
-class Stand:
-    """A server of a run's models: it sees what is sent and nothing else."""
+class ModelServer:
+    """An HTTP server of a run's models that predicts from the request alone."""
 
     def __init__(self, p: Params):
         windows = ladder.held_out_windows(p)
@@ -80,10 +80,10 @@ class Stand:
         video, words = body["messages"][0]["content"]
         pictures = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
         frames = np.stack([np.array(Image.open(io.BytesIO(base64.b64decode(e)))) for e in pictures])
-        talk, row = self.local._conversation, NAMES[body["model"]]
-        assert words["text"].startswith(talk.words)
+        conversation, row = self.local._conversation, NAMES[body["model"]]
+        assert words["text"].startswith(conversation.words)
         self.local._shown[row] = Shown(frames)
-        history = words["text"].removeprefix(talk.words)
+        history = words["text"].removeprefix(conversation.words)
         return self.local(Batch(row, 0, 0, (0,), (history,)))[0]
 
 
@@ -97,7 +97,7 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def stand(p):
-    stand = Stand(p)
+    stand = ModelServer(p)
     yield stand
     stand.http.shutdown()
     stand.http.server_close()
@@ -105,14 +105,14 @@ def stand(p):
 
 @pytest.fixture
 def asking(p, stand, monkeypatch):
-    """The run, with its answers from the server."""
+    """The run with `evaluation.server` set to the server's URL."""
     monkeypatch.setattr(models, "WAITS_S", (0.01, 0.01, 0.01))
     stand.served, stand.fails = list(NAMES), []
     stand.asked.clear()
     return changed(p, evaluation={"server": stand.url})
 
 
-def test_two_processes_answer_as_one_does(p, here, tmp_path):
+def test_two_processes_predict_the_same_as_one(p, here, tmp_path):
     two = changed(
         p, training={"num_processes": 2, "gradient_accumulation_steps": 2, "batch_size": 2}
     )
@@ -128,7 +128,7 @@ class Killed(Bar):
             raise KeyboardInterrupt
 
 
-def test_what_two_processes_began_one_goes_on_with(p, here, tmp_path):
+def test_one_process_resumes_the_work_of_two(p, here, tmp_path):
     two = changed(
         p, training={"num_processes": 2, "gradient_accumulation_steps": 2, "batch_size": 2}
     )
@@ -139,7 +139,7 @@ def test_what_two_processes_began_one_goes_on_with(p, here, tmp_path):
     assert ladder.evaluate(p, tmp_path).path.read_bytes() == here.path.read_bytes()
 
 
-def test_a_server_of_the_same_models_makes_the_same_score(asking, here, stand, tmp_path):
+def test_server_and_local_models_give_the_same_scores(asking, here, stand, tmp_path):
     assert stand.url in str(ladder.plan(asking))
     stand.fails = [503, 429]  # busy for a moment
     there = ladder.evaluate(asking, tmp_path)
@@ -148,7 +148,7 @@ def test_a_server_of_the_same_models_makes_the_same_score(asking, here, stand, t
     assert all(body["temperature"] == 0 for body in stand.asked)
 
 
-def test_answers_are_drawn_and_held_to_their_form_by_the_server(asking, stand):
+def test_server_receives_the_sampling_options_and_the_regex(asking, stand):
     constrained = changed(asking, evaluation={"constrained": True})
     windows = ladder.held_out_windows(constrained)
     asker = models.asker(constrained, windows)
@@ -168,7 +168,7 @@ def test_answers_are_drawn_and_held_to_their_form_by_the_server(asking, stand):
     ],
     ids=["no base", "no blind adapter"],
 )
-def test_a_server_without_one_of_the_models_is_refused_with_what_starts_it(
+def test_server_without_a_model_is_refused_with_the_command_to_start_it(
     asking, stand, tmp_path, served, what
 ):
     stand.served = served
@@ -177,7 +177,7 @@ def test_a_server_without_one_of_the_models_is_refused_with_what_starts_it(
     assert "--lora-modules avomni=" in str(error.value) and stand.asked == []
 
 
-def test_a_server_that_goes_for_good_leaves_what_it_answered(asking, here, stand, tmp_path):
+def test_predictions_are_kept_when_the_server_fails(asking, here, stand, tmp_path):
     class Gone(Bar):
         def update(self, amount=1, note=""):
             super().update(amount, note)
@@ -192,11 +192,11 @@ def test_a_server_that_goes_for_good_leaves_what_it_answered(asking, here, stand
     assert len({json.dumps(body) for body in stand.asked}) == len(stand.asked) > num_before
 
 
-def test_live_cameras_go_on_while_the_server_is_gone(tmp_path, caplog):
-    clock, told = Clock(), iter([True, False, False, True, True])
+def test_live_session_continues_while_the_server_is_down(tmp_path, caplog):
+    clock, is_up = Clock(), iter([True, False, False, True, True])
 
     def ask(frames):
-        if not next(told):
+        if not next(is_up):
             raise AvomniError("the server does not answer", where="http://127.0.0.1:9/v1")
         return "5 m/s"
 
@@ -206,17 +206,17 @@ def test_live_cameras_go_on_while_the_server_is_gone(tmp_path, caplog):
     )
     frames = np.zeros((4, 8, 8, 3), np.uint8)
     with session.record:
-        made = [session.attempt(Ready(number, frames, 0, 0, 0)) for number in range(5)]
-    assert [each and each.tick for each in made] == [0, None, None, 3, 4]
+        predictions = [session.attempt(Ready(number, frames, 0, 0, 0)) for number in range(5)]
+    assert [prediction and prediction.tick for prediction in predictions] == [0, None, None, 3, 4]
     why = "the server does not answer"
     assert seen == [(0, None), (1, why), (2, why), (2, None), (2, None)]
     assert session.counts()["num_failed"] == 2
-    assert [record.levelname for record in caplog.records] == ["WARNING"], "told once"
+    assert [prediction.levelname for prediction in caplog.records] == ["WARNING"], "logged once"
     lines = [json.loads(line) for line in (tmp_path / RECORD_FILE).open()]
     assert [line["tick"] for line in lines if line["kind"] == "failed"] == [1, 2]
 
 
-def test_live_cameras_that_nobody_answers_end_with_the_reason():
+def test_live_session_without_any_answer_raises_the_servers_error():
     video = "lavfi:testsrc2=size=64x48:rate=30"
     p = p_of(sources=dict.fromkeys(NAMES_OF_CAMERAS, video), clock="file", hop=1)
     remote = RemoteAnswerer(p, "http://127.0.0.1:9/v1", "?", timeout_s=1)

@@ -1,4 +1,4 @@
-"""Answers without looking: constants, motion that goes on, and regression on past motion."""
+"""Baselines without images: constants, motion models, and regression on past motion."""
 
 import math
 from dataclasses import replace
@@ -43,7 +43,7 @@ def circle(speed, radius, t=PAST_S):
 # Constants.
 
 
-def test_mean_and_median_of_each_quantity_on_its_own():
+def test_mean_and_median_are_taken_per_quantity():
     true = [Content(0.0, 30.0, 30.0), Content(3.0, 0.0, 0.0), Content(12.0, 6.0, 6.0)]
     both = baselines.constants(iter(true))
     assert both == {"mean": Content(5.0, 12.0, 12.0), "median": Content(3.0, 6.0, 6.0)}
@@ -53,7 +53,7 @@ def test_mean_and_median_of_each_quantity_on_its_own():
     true=st.lists(st.tuples(st.floats(0, 50), st.floats(0, 400)), min_size=1, max_size=30),
     other=st.tuples(st.floats(0, 50), st.floats(0, 400)),
 )
-def test_no_other_constant_beats_the_median_in_mae_or_the_mean_in_rmse(true, other):
+def test_median_minimises_mae_and_mean_minimises_rmse(true, other):
     both = baselines.constants(Content(speed, path) for speed, path in true)
     for name, values, candidate in (
         ("speed_mps", np.array([speed for speed, _ in true]), other[0]),
@@ -64,7 +64,7 @@ def test_no_other_constant_beats_the_median_in_mae_or_the_mean_in_rmse(true, oth
         assert np.square(values - mean).mean() <= np.square(values - candidate).mean() + 1e-9
 
 
-def test_waypoints_are_taken_number_by_number_and_of_words_the_most_frequent():
+def test_constants_average_waypoints_and_take_the_most_frequent_words():
     paths = np.random.default_rng(0).normal(0, 20, (5, 16, 2))
     words = zip(
         ["hold", "stop", "stop", "hold", "accelerate"],
@@ -78,7 +78,7 @@ def test_waypoints_are_taken_number_by_number_and_of_words_the_most_frequent():
     assert np.array(both["mean"].waypoints_m) == pytest.approx(paths.mean(axis=0))
     assert np.array(both["median"].waypoints_m) == pytest.approx(np.median(paths, axis=0))
     for predicted in both.values():
-        # Of words that are as frequent the first is answered.
+        # Ties between words go to the first one.
         assert (predicted.along, predicted.across) == ("hold", "left turn")
         assert predicted.speed_mps is None
         assert FUTURE_V1.parse(FUTURE_V1.write(predicted))
@@ -94,7 +94,7 @@ def test_an_empty_training_split_is_refused():
 
 @pytest.mark.parametrize("speed", [0.0, 0.3, 13.9, -2.0])
 @pytest.mark.parametrize("model", motion_models.MODELS.values(), ids=motion_models.MODELS)
-def test_both_are_exact_on_a_straight_line_at_constant_speed(model, speed):
+def test_both_models_are_exact_on_a_straight_line_at_constant_speed(model, speed):
     motion = model(straight(speed))
     after = straight(speed, t=FUTURE_S)
     for ends in ("first", "last"):
@@ -110,13 +110,13 @@ def test_both_are_exact_on_a_straight_line_at_constant_speed(model, speed):
 
 
 @pytest.mark.parametrize(("speed", "radius"), [(10.0, 40.0), (5.0, -12.0), (-2.0, 8.0), (30, 1e7)])
-def test_on_a_circle_ctra_is_exact_and_constant_velocity_off_by_the_closed_form(speed, radius):
+def test_ctra_is_exact_on_a_circle_and_constant_velocity_is_not(speed, radius):
     past, after = circle(speed, radius), circle(speed, radius, FUTURE_S)
     turning = motion_models.ctra(past)
     assert turning.accel_mps2 == pytest.approx(0, abs=1e-9)
     assert turning.yaw_rate_radps == pytest.approx(speed / radius, abs=1e-12)
     for ends in ("first", "last"):
-        # After the window too: a circle looks alike from everywhere on it.
+        # Also after the window: a circle is the same from every point on it.
         future = motion_models.truth_of(turning, 7.5, ends).future
         assert future.xy_m == pytest.approx(after.xy_m, abs=1e-6)
         assert future.yaw_rad == pytest.approx(after.yaw_rad, abs=1e-9)
@@ -131,13 +131,13 @@ def test_on_a_circle_ctra_is_exact_and_constant_velocity_off_by_the_closed_form(
 
 
 @pytest.mark.parametrize("speed", [0.0, 1e-9, -1e-9, -0.03])
-def test_a_car_that_has_just_stopped_does_not_start_backwards(speed):
+def test_stopped_car_does_not_start_backwards(speed):
     t = PAST_S
     past = Trajectory(t, np.stack([-1.5 * t**2, 0 * t], -1), 0.1 * t, speed)
     assert not motion_models.ctra(past).trajectory().xy_m.any()
 
 
-def test_a_car_that_starts_is_seen_to_speed_up_also_in_a_turn():
+def test_ctra_estimates_acceleration_in_a_turn():
     driven = Motion(8.0, 1.5, 0.2)
     xy, yaw = driven.poses(PAST_S)
     motion = motion_models.ctra(Trajectory(PAST_S, xy, yaw, 8.0))
@@ -151,12 +151,12 @@ def test_with_too_few_poses_ctra_is_constant_velocity(num):
     assert motion_models.ctra(past) == motion_models.constant_velocity(past) == Motion(10.0)
 
 
-# For any motion.
+# Properties of any motion.
 
 
 @given(speeds, accels, yaw_rates, st.floats(0, 15))
 @settings(max_examples=60)
-def test_places_and_paths_are_integrals_of_speed_and_heading(speed, accel, yaw_rate, t):
+def test_positions_and_path_lengths_are_integrals_of_speed_and_heading(speed, accel, yaw_rate, t):
     motion = Motion(speed, accel, yaw_rate)
     stop = motion.stops_s
 
@@ -178,7 +178,9 @@ def test_places_and_paths_are_integrals_of_speed_and_heading(speed, accel, yaw_r
 
 
 @given(speeds, accels, yaw_rates, st.floats(0, 10))
-def test_to_go_on_later_is_to_have_gone_on_at_once(speed, accel, yaw_rate, pause_s):
+def test_motion_continued_after_a_pause_equals_uninterrupted_motion(
+    speed, accel, yaw_rate, pause_s
+):
     motion = Motion(speed, accel, yaw_rate)
     (place,), (turned,) = motion.poses(np.array([pause_s]))
     then = motion.after(pause_s).trajectory()
@@ -190,7 +192,7 @@ def test_to_go_on_later_is_to_have_gone_on_at_once(speed, accel, yaw_rate, pause
 
 
 @given(speeds, accels, yaw_rates, st.floats(0.5, 60))
-def test_what_is_rolled_out_of_any_motion_could_have_been_driven(speed, accel, yaw_rate, duration):
+def test_rollout_of_any_motion_is_drivable(speed, accel, yaw_rate, duration):
     window = motion_models.truth_of(Motion(speed, accel, yaw_rate), duration, "first")
     assert 0 <= window.chord_m <= window.path_m * (1 + 1e-9) + 1e-9
     assert window.speed_mps == pytest.approx(window.path_m / duration)
@@ -199,20 +201,20 @@ def test_what_is_rolled_out_of_any_motion_could_have_been_driven(speed, accel, y
     assert np.isfinite(window.future.xy_m).all()
 
 
-# As answers.
+# As predictions.
 
 
 @pytest.mark.parametrize("name", motion_models.MODELS)
-@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1, META_V1], ids=lambda each: each.name)
+@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1, META_V1], ids=lambda form: form.name)
 @pytest.mark.parametrize(
     "past", [straight(8.0), straight(6.0, -2.0), circle(9.0, 30.0), straight(-1.0), straight(0.0)]
 )
-def test_motion_answers_in_the_form_of_each_target_that_it_can_speak_for(name, form, past):
+def test_motion_models_write_readable_predictions_for_each_target(name, form, past):
     predicted = motion_models.predict(name, past, form, 7.5)
     assert form.parse(form.write(predicted)) is not None
 
 
-def test_the_summary_is_of_the_window_and_the_future_begins_after_it():
+def test_summary_covers_the_window_and_future_starts_after_it():
     past = straight(6.0, -2.0)
     assert motion_models.predict("ctra", past, SUMMARY, 7.5).displacement_m == pytest.approx(9.0)
     assert motion_models.predict("constant_velocity", past, SUMMARY, 7.5).speed_mps == 6.0
@@ -223,12 +225,12 @@ def test_the_summary_is_of_the_window_and_the_future_begins_after_it():
     assert at_first.waypoints_m[-1] == pytest.approx((0.0, 0.0))
 
 
-def test_a_window_that_is_over_is_not_predicted_from_what_came_after_its_start():
+def test_past_window_is_not_predicted_from_its_last_frame():
     later = replace(SUMMARY, history_ends="last")
     assert motion_models.predict("ctra", straight(6.0), later, 7.5) == Content()
 
 
-def test_motion_says_nothing_of_other_road_users():
+def test_motion_models_have_no_row_for_targets_with_scenes():
     class Train(list):
         truth = list.__getitem__
 
@@ -237,11 +239,11 @@ def test_motion_says_nothing_of_other_road_users():
     assert set(rows) == {"mean", "median"}
 
 
-# What they see.
+# Inputs.
 
 
 def a_track(seed=0, hz=20, noise_m=0.0):
-    """Poses and speeds of 20 s of town, as the cache's `track` and `egomotion` have them."""
+    """Poses and speeds of a 20 s drive in the form of the cache's `track` and `egomotion`."""
     rng = np.random.default_rng(seed)
     t = np.arange(0, 20, 1 / hz)
     speed = 9 + 3 * np.sin(0.4 * t + rng.uniform(0, 6))
@@ -262,13 +264,13 @@ def a_track(seed=0, hz=20, noise_m=0.0):
     return t, speed, track, rows
 
 
-def test_poses_after_the_moment_change_nothing():
+def test_motion_models_ignore_poses_after_t0():
     _, _, track, rows = a_track()
     at = 200
     now_us = int(track[at, 0])
     spoilt = track.copy()
     spoilt[at + 1 :, 1:4] = 1e3
-    pasts = [trajectory.past(now_us, rows[at], each) for each in (track, spoilt, track[: at + 1])]
+    pasts = [trajectory.past(now_us, rows[at], poses) for poses in (track, spoilt, track[: at + 1])]
     after = trajectory.future(now_us, rows[at], track)
     whole = Trajectory(
         np.append(pasts[0].t_s, after.t_s),
@@ -283,8 +285,8 @@ def test_poses_after_the_moment_change_nothing():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_noisy_places_of_a_drive_give_its_mean_speed_and_its_turn(seed):
-    # The wheels' speed beside places that are 2 cm off, as a real car records them.
+def test_ctra_beats_constant_velocity_with_noisy_positions(seed):
+    # Wheel speed and positions with 2 cm of noise, as a real car records them.
     t, speed, track, rows = a_track(seed, noise_m=0.02)
     assert track[-1, 8] / (t[-1] - t[0]) == pytest.approx(np.trapezoid(speed, t) / t[-1], rel=0.01)
     off = {name: [] for name in motion_models.MODELS}
@@ -301,7 +303,7 @@ def test_noisy_places_of_a_drive_give_its_mean_speed_and_its_turn(seed):
 
 
 def drives(num, seed):
-    """Motions and what was seen of each."""
+    """Motions and the history of each, some of them incomplete."""
     rng = np.random.default_rng(seed)
     motions = [
         Motion(speed, accel, yaw_rate)
@@ -309,16 +311,16 @@ def drives(num, seed):
             rng.uniform(2, 20, num), rng.normal(0, 0.8, num), rng.normal(0, 0.1, num), strict=True
         )
     ]
-    # Every second one of a clip's start, where poses are missing.
+    # About half are from the start of a clip, where poses are missing.
     kept = rng.integers(0, 33, num)
-    pasts = [seen(each, num_poses) for each, num_poses in zip(motions, kept, strict=True)]
+    pasts = [seen(motion, num_poses) for motion, num_poses in zip(motions, kept, strict=True)]
     return motions, pasts
 
 
 def seen(motion, num=16):
     """The last `num` poses, 16 at most."""
     t = PAST_S[max(16 - num, 0) :]
-    # Before the moment a car that brakes was faster: nothing stops on the way back.
+    # A braking car was faster before: constant speed avoids a stop when going back in time.
     back = replace(motion, accel_mps2=0.0)
     xy, yaw = back.poses(t)
     xy = xy + (motion.accel_mps2 * t**2 / 2)[:, None] * np.stack([np.cos(yaw), np.sin(yaw)], -1)
@@ -337,12 +339,12 @@ def known():
 @pytest.fixture(scope="module")
 def asked():
     motions, _ = drives(100, 1)
-    return motions, [seen(each) for each in motions]
+    return motions, [seen(motion) for motion in motions]
 
 
 def fitted(known, of):
     motions, pasts = known
-    return EgoMotion.fit(pasts, [of(each) for each in motions])
+    return EgoMotion.fit(pasts, [of(motion) for motion in motions])
 
 
 @pytest.fixture(scope="module")
@@ -350,25 +352,32 @@ def of_summary(known):
     return fitted(known, summary_of)
 
 
-@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1], ids=lambda each: each.name)
-def test_it_is_far_better_than_the_mean_and_than_constant_velocity(known, asked, form):
-    def true_of(motion):
+@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1], ids=lambda form: form.name)
+def test_regression_beats_the_mean_and_constant_velocity(known, asked, form):
+    def ground_truth_of(motion):
         return form.of(motion_models.truth_of(motion, DURATION_S, form.history_ends))
 
     def numbers_of(content):
         return content.waypoints_m or [[content.speed_mps], [content.displacement_m]]
 
-    ridge, mean = fitted(known, true_of), baselines.constants(map(true_of, known[0]))["mean"]
+    ridge, mean = (
+        fitted(known, ground_truth_of),
+        baselines.constants(map(ground_truth_of, known[0]))["mean"],
+    )
     off = {"ridge": [], "mean": [], "constant_velocity": []}
     for motion, past in zip(*asked, strict=True):
         predicted = ridge.predict(past)
         assert form.parse(form.write(predicted))
         assert predicted.action_m == predicted.displacement_m and predicted.along is None
         assert (predicted.waypoints_m is None) == (form is SUMMARY)
-        on = motion_models.predict("constant_velocity", past, form, DURATION_S)
-        true = np.array(numbers_of(true_of(motion)))
-        for name, one in (("ridge", predicted), ("mean", mean), ("constant_velocity", on)):
-            off[name].append(np.linalg.norm(numbers_of(one) - true, axis=1))
+        at_constant_velocity = motion_models.predict("constant_velocity", past, form, DURATION_S)
+        ground_truth = np.array(numbers_of(ground_truth_of(motion)))
+        for name, content in (
+            ("ridge", predicted),
+            ("mean", mean),
+            ("constant_velocity", at_constant_velocity),
+        ):
+            off[name].append(np.linalg.norm(numbers_of(content) - ground_truth, axis=1))
     if form is SUMMARY:
         off = {name: np.mean(values, axis=0) for name, values in off.items()}
     else:
@@ -377,7 +386,7 @@ def test_it_is_far_better_than_the_mean_and_than_constant_velocity(known, asked,
     assert (off["ridge"] < 0.7 * off["constant_velocity"]).all()
 
 
-def test_all_that_the_truths_have_is_learnt_at_once_but_no_cause(known, asked):
+def test_regression_predicts_every_quantity_except_the_cause(known, asked):
     def all_of(motion):
         return replace(
             summary_of(motion),
@@ -391,31 +400,31 @@ def test_all_that_the_truths_have_is_learnt_at_once_but_no_cause(known, asked):
         )
 
     ridge = fitted(known, all_of)
-    true, predicted = (
-        [all_of(each) for each in asked[0]],
-        [ridge.predict(each) for each in asked[1]],
+    ground_truth, predicted = (
+        [all_of(content) for content in asked[0]],
+        [ridge.predict(content) for content in asked[1]],
     )
     for word in ("along", "across"):
-        of_true, of_predicted = ([getattr(one, word) for one in each] for each in (true, predicted))
-        assert np.mean([a == b for a, b in zip(of_true, of_predicted, strict=True)]) > 0.85
-        assert set(of_predicted) == set(of_true), "no other word is answered"
-    assert {(each.cause, each.cause_from) for each in predicted} == {(None, None)}
-    assert predicted[0].speed_mps == pytest.approx(true[0].speed_mps, abs=1.5)
-    assert predicted[0].displacement_m == pytest.approx(true[0].displacement_m, abs=10)
-    assert predicted[0].waypoints_m[3] == pytest.approx(true[0].waypoints_m[3], abs=1.5)
+        true_words, predicted_words = (
+            [getattr(one, word) for one in content] for content in (ground_truth, predicted)
+        )
+        assert np.mean([a == b for a, b in zip(true_words, predicted_words, strict=True)]) > 0.85
+        assert set(predicted_words) == set(true_words), "no other word is answered"
+    assert {(content.cause, content.cause_from) for content in predicted} == {(None, None)}
+    assert predicted[0].speed_mps == pytest.approx(ground_truth[0].speed_mps, abs=1.5)
+    assert predicted[0].displacement_m == pytest.approx(ground_truth[0].displacement_m, abs=10)
+    assert predicted[0].waypoints_m[3] == pytest.approx(ground_truth[0].waypoints_m[3], abs=1.5)
 
 
-def test_with_a_history_cut_short_or_none_it_still_answers_better_than_the_mean(
-    known, asked, of_summary
-):
+def test_regression_with_a_short_history_beats_the_mean(known, asked, of_summary):
     mean = baselines.constants(map(summary_of, known[0]))["mean"].speed_mps
     for num in (0, 1, 7):
-        pairs = [(of_summary.predict(seen(each, num)), summary_of(each)) for each in asked[0]]
+        pairs = [(of_summary.predict(seen(motion, num)), summary_of(motion)) for motion in asked[0]]
         off = np.mean([abs(predicted.speed_mps - true.speed_mps) for predicted, true in pairs])
         assert off < 0.7 * np.mean([abs(mean - true.speed_mps) for _, true in pairs])
 
 
-def test_poses_after_the_moment_change_no_answer_of_the_regression(asked, of_summary):
+def test_regression_ignores_poses_after_t0(asked, of_summary):
     motion, past = asked[0][0], asked[1][0]
     after = motion.trajectory()
     whole = Trajectory(
@@ -427,25 +436,25 @@ def test_poses_after_the_moment_change_no_answer_of_the_regression(asked, of_sum
     assert of_summary.predict(whole) == of_summary.predict(past)
 
 
-def test_a_history_unlike_any_that_was_learnt_is_no_wild_answer():
-    # All of them drive straight on at constant speed with whole histories.
+def test_regression_stays_plausible_for_unseen_histories():
+    # All drive straight at constant speed and have complete histories.
     motions = [Motion(speed) for speed in np.linspace(5, 15, 60)]
-    ridge = EgoMotion.fit([seen(each) for each in motions], list(map(summary_of, motions)))
+    ridge = EgoMotion.fit([seen(motion) for motion in motions], list(map(summary_of, motions)))
     for past in (seen(Motion(10.0, 2.0, 0.6)), seen(Motion(10.0), 0), seen(Motion(10.0))):
         assert ridge.predict(past).speed_mps == pytest.approx(10.0, abs=1.0)
     assert 0 <= ridge.predict(seen(Motion(60.0))).speed_mps < 61
     assert ridge.predict(seen(Motion(-20.0))).speed_mps >= 0
 
 
-def test_a_handful_of_windows_is_enough_to_answer():
+def test_regression_fits_on_four_windows():
     motions, pasts = drives(4, 3)
-    ridge = EgoMotion.fit(pasts, [summary_of(each) for each in motions])
+    ridge = EgoMotion.fit(pasts, [summary_of(motion) for motion in motions])
     assert SUMMARY.parse(SUMMARY.write(ridge.predict(pasts[0])))
 
 
 @pytest.mark.parametrize(
     "answers", [[], [Content(cause="It is red.")]], ids=["none", "only a cause"]
 )
-def test_no_windows_and_nothing_to_predict_are_refused(answers):
+def test_fit_without_windows_or_quantities_is_refused(answers):
     with pytest.raises(AvomniError, match="nothing that past motion could predict"):
         EgoMotion.fit([seen(Motion(3.0))] * len(answers), answers)

@@ -1,4 +1,4 @@
-"""Intervals of resampled clips: how often they hold the truth, and what does not move them."""
+"""Bootstrap intervals over clips: coverage, and independence of names, order and block size."""
 
 import math
 import random
@@ -23,10 +23,10 @@ def drawn(clips, rows=1, seed=0, of_clip=1.0, of_window=0.3):
 
 
 def values_of(made):
-    return [each.value for each in bootstrap.bounded(made, num=10)]
+    return [estimate.value for estimate in bootstrap.bounded(made, num=10)]
 
 
-def test_figures_by_hand():
+def test_mean_and_root_mean_square_match_values_computed_by_hand():
     clips = np.array([0, 0, 1])
     values = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
     assert values_of(bootstrap.mean(values, clips)) == pytest.approx([3.0, 1.0])
@@ -34,37 +34,37 @@ def test_figures_by_hand():
     assert root == pytest.approx([math.sqrt(41 / 3), math.sqrt(3)])
 
 
-def test_macro_f1_by_hand():
-    # True 0 0 1 1 2; class 3 is true of no window, and -1 is an answer that says none.
+def test_macro_f1_matches_values_computed_by_hand():
+    # Ground truth 0 0 1 1 2; no window has class 3; -1 is a prediction without a class.
     true, clips = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1])
     predicted = np.array([[0, 1, 1, 1, 3], [0, 0, 1, 1, 2], [-1, -1, -1, -1, -1]])
     f1 = values_of(bootstrap.macro_f1([(predicted, true, 4)], clips))
     assert f1 == pytest.approx([(2 / 3 + 4 / 5 + 0) / 3, 1.0, 0.0])
-    # Of two parts it is the mean of the two.
+    # For two parts the score is their mean.
     both = values_of(bootstrap.macro_f1([(predicted, true, 4), (predicted[::-1], true, 4)], clips))
     assert both == pytest.approx(np.add(f1, f1[::-1]) / 2)
 
 
 @pytest.mark.parametrize("num_clips", [30, 80])
-def test_the_interval_holds_the_truth_as_often_as_it_says(num_clips):
+def test_interval_has_the_nominal_coverage(num_clips):
     clips = np.repeat(np.arange(num_clips), 4)
     num, covered = 200, 0
     for repetition in range(num):
         made = bootstrap.mean(drawn(clips, seed=repetition), clips)
-        (found,) = bootstrap.bounded(made, repetition, num=400)
-        covered += found.low <= 0 <= found.high
-    # 95 % are promised; 200 repetitions of that spread by 1.5 %.
+        (estimate,) = bootstrap.bounded(made, repetition, num=400)
+        covered += estimate.low <= 0 <= estimate.high
+    # Nominal coverage is 95 %, with a standard deviation of 1.5 % over 200 repetitions.
     assert 0.90 <= covered / num <= 0.99
 
 
 def test_pairing_narrows_the_interval_of_a_difference():
     clips = np.repeat(np.arange(50), 3)
-    # Both rows find the same clips hard, and one is worse by 0.2.
+    # The errors of both rows are correlated over clips, and one row is worse by 0.2.
     hard = drawn(clips)[0]
     rows = hard + np.array([[0.0], [0.2]]) + 0.1 * drawn(clips, 2, seed=1)
     _, (none, paired) = bootstrap.estimates(bootstrap.mean(rows, clips), base=0)
     one, other = (bootstrap.bounded(bootstrap.mean(rows[[row]], clips))[0] for row in (0, 1))
-    # Of independent draws the variances add up.
+    # The variances of independent draws add up.
     half = math.hypot(one.high - one.low, other.high - other.low) / 2
     assert (none.value, none.low, none.high) == (0.0, 0.0, 0.0)
     assert paired.high - paired.low < 2 * half / 3
@@ -73,7 +73,7 @@ def test_pairing_narrows_the_interval_of_a_difference():
 
 def by_hand(plain, num_clips, seed, num):
     """scipy's own interval of a plain Python statistic over the numbers of the clips."""
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (np.arange(num_clips),),
         lambda clips: plain(clips.astype(int).tolist()),
         n_resamples=num,
@@ -81,7 +81,7 @@ def by_hand(plain, num_clips, seed, num):
         method="BCa",
         rng=seed,
     )
-    return tuple(found.confidence_interval)
+    return tuple(result.confidence_interval)
 
 
 def clips_in_order(made):
@@ -96,53 +96,57 @@ def clips_in_order(made):
         (bootstrap.root_mean_square, lambda all_: math.sqrt(statistics.fmean(x * x for x in all_))),
     ],
 )
-def test_it_agrees_with_a_plain_bootstrap_on_the_same_draws(make, plain):
-    """Clip by clip and window by window, in Python alone."""
+def test_intervals_agree_with_scipy_on_the_same_draws(make, plain):
+    """The statistic is computed window by window in plain Python."""
     values = drawn(CLIPS, rows=2, seed=3)
     windows = [np.flatnonzero(clip == CLIPS).tolist() for clip in range(5)]
     made = make(values, CLIPS)
     order = clips_in_order(made)
-    for row, found in zip(values.tolist(), bootstrap.bounded(made, seed=7, num=300), strict=True):
+    for row, estimate in zip(
+        values.tolist(), bootstrap.bounded(made, seed=7, num=300), strict=True
+    ):
         expected = by_hand(
             lambda clips, row=row: plain([row[i] for c in clips for i in windows[order[c]]]),
             *(5, 7, 300),
         )
-        assert found.method == "BCa"
-        assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
+        assert estimate.method == "BCa"
+        assert (estimate.low, estimate.high) == pytest.approx(expected, rel=1e-9)
 
 
-def test_macro_f1_of_resamples_agrees_with_a_plain_count():
+def test_macro_f1_intervals_agree_with_scipy_on_the_same_draws():
     draw = np.random.default_rng(5)
     clips = np.repeat(np.arange(6), 5)
     true, predicted = draw.integers(0, 3, 30), draw.integers(-1, 3, (2, 30))
     made = bootstrap.macro_f1([(predicted, true, 3)], clips)
     order = clips_in_order(made)
-    for row, found in zip(predicted, bootstrap.bounded(made, seed=1, num=100), strict=True):
+    for row, estimate in zip(predicted, bootstrap.bounded(made, seed=1, num=100), strict=True):
 
         def plain(drawn_, row=row):
             chosen = [i for c in drawn_ for i in np.flatnonzero(clips == order[c])]
             return _plain_f1(row[chosen], true[chosen])
 
-        assert (found.low, found.high) == pytest.approx(by_hand(plain, 6, 1, 100), rel=1e-9)
+        assert (estimate.low, estimate.high) == pytest.approx(by_hand(plain, 6, 1, 100), rel=1e-9)
 
 
 def _plain_f1(predicted, true):
     scores = []
-    for each in set(true.tolist()):
-        hits = sum(1 for one, right in zip(predicted, true, strict=True) if one == right == each)
-        precision = hits / max(sum(1 for one in predicted if one == each), 1)
-        recall = hits / sum(1 for right in true if right == each)
+    for label in set(true.tolist()):
+        hits = sum(
+            1 for guess, right in zip(predicted, true, strict=True) if guess == right == label
+        )
+        precision = hits / max(sum(1 for guess in predicted if guess == label), 1)
+        recall = hits / sum(1 for right in true if right == label)
         scores.append(2 * precision * recall / (precision + recall) if hits else 0.0)
     return statistics.fmean(scores)
 
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25)
-def test_names_and_order_of_clips_change_nothing(seed):
+def test_intervals_do_not_depend_on_clip_numbers_or_order(seed):
     values = drawn(CLIPS, rows=2, seed=seed)
     shuffled = list(range(5))
     random.Random(seed).shuffle(shuffled)
-    # Other numbers for the clips, and the windows in the order that these ask for.
+    # Renumbered clips, with the windows sorted by the new numbers.
     renamed = np.array(shuffled)[CLIPS]
     order = np.argsort(renamed, kind="stable")
     for make in (bootstrap.mean, bootstrap.root_mean_square):
@@ -151,7 +155,7 @@ def test_names_and_order_of_clips_change_nothing(seed):
         assert one == other
 
 
-def test_all_rows_are_scored_on_the_same_draws():
+def test_all_rows_use_the_same_resamples():
     values = drawn(CLIPS)
     made = bootstrap.mean(np.concatenate([values, values, 2 * values]), CLIPS)
     one, same, double = bootstrap.bounded(made)
@@ -159,7 +163,7 @@ def test_all_rows_are_scored_on_the_same_draws():
     assert (double.low, double.high) == pytest.approx((2 * one.low, 2 * one.high))
 
 
-def test_small_blocks_draw_the_same(monkeypatch):
+def test_block_size_does_not_change_the_intervals(monkeypatch):
     made = bootstrap.mean(drawn(CLIPS), CLIPS)
     whole = bootstrap.bounded(made, seed=3, num=100)
     monkeypatch.setattr(bootstrap, "_BLOCK_CELLS", 30)
@@ -167,7 +171,7 @@ def test_small_blocks_draw_the_same(monkeypatch):
     assert bootstrap.bounded(made, seed=4, num=100) != whole
 
 
-def test_of_many_clips_intervals_are_plain_percentiles(monkeypatch):
+def test_many_clips_use_percentile_intervals(monkeypatch):
     made = bootstrap.mean(drawn(CLIPS), CLIPS)
     (corrected,) = bootstrap.bounded(made)
     monkeypatch.setattr(bootstrap, "MOST_CLIPS_BCA", 4)
@@ -177,10 +181,10 @@ def test_of_many_clips_intervals_are_plain_percentiles(monkeypatch):
     assert plain.low == pytest.approx(corrected.low, abs=corrected.high - corrected.low)
 
 
-def test_what_is_the_same_for_each_clip_has_an_interval_of_no_width():
-    (found,) = bootstrap.bounded(bootstrap.mean(np.full((1, len(CLIPS)), 0.25), CLIPS))
-    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
-    assert found.method == "percentile"
+def test_constant_values_have_an_interval_of_zero_width():
+    (estimate,) = bootstrap.bounded(bootstrap.mean(np.full((1, len(CLIPS)), 0.25), CLIPS))
+    assert (estimate.value, estimate.low, estimate.high) == (0.25, 0.25, 0.25)
+    assert estimate.method == "percentile"
 
 
 @pytest.mark.parametrize("num_clips", [0, 1])
@@ -194,9 +198,9 @@ def test_fewer_than_two_clips_have_no_interval(num_clips):
     assert (apart[0].low, apart[0].high) == (None, None)
 
 
-def test_resamples_without_a_window_of_the_kind_say_nothing():
+def test_resamples_without_a_matching_window_are_skipped():
     sums = np.array([[[4.0, 2.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
-    made = bootstrap.Statistic(sums, lambda each: each[..., 0] / each[..., 1])
+    made = bootstrap.Statistic(sums, lambda sums: sums[..., 0] / sums[..., 1])
     (value,), _ = bootstrap.estimates(made)
     assert (value.value, value.low, value.high) == (2.0, 2.0, 2.0)
     assert value.method == "percentile"

@@ -1,4 +1,4 @@
-"""The stage: the same bytes whatever happens on the way, and every bad clip a row."""
+"""The ETL stage writes reproducible bytes and records every damaged clip as a row."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def undisturbed(published, tmp_path_factory) -> tuple[build.Built, dict[str, byt
     return build.build(p), content(p.cache_dir)
 
 
-def test_every_clip_is_in_the_cache_with_its_own_pictures(undisturbed, published):
+def test_cache_holds_every_clip_with_its_own_frames(undisturbed, published):
     built, _ = undisturbed
     assert [row["state"] for row in built.clips] == ["ok"] * NUM_CLIPS
     assert [row["clip_id"] for row in built.clips] == [clip_id_of(n) for n in range(NUM_CLIPS)]
@@ -62,21 +62,21 @@ def test_every_clip_is_in_the_cache_with_its_own_pictures(undisturbed, published
             assert (np.diff([name[2] for name in names]) >= 2).all()
 
 
-def test_the_truth_of_a_window_is_the_drives(undisturbed):
-    found = Windows(undisturbed[0].cache, 8, 3)
-    assert len(found) == 3 * NUM_CLIPS
-    for i, window in enumerate(found):
+def test_window_ground_truth_matches_the_drive(undisturbed):
+    windows = Windows(undisturbed[0].cache, 8, 3)
+    assert len(windows) == 3 * NUM_CLIPS
+    for i, window in enumerate(windows):
         drive = Drive([clip_id_of(n) for n in range(NUM_CLIPS)].index(window.clip_id))
-        first, last = found.times_us(i)[[0, -1]] / 1e6
+        first, last = windows.times_us(i)[[0, -1]] / 1e6
         path = float(drive.travelled(last) - drive.travelled(first))
-        truth = found.truth(i)
+        truth = windows.truth(i)
         assert truth.duration_s == pytest.approx(0.7)
         assert truth.path_m == pytest.approx(path, rel=2e-3)
         assert truth.speed_mps == pytest.approx(path / 0.7, rel=2e-3)
         assert truth.chord_m == pytest.approx(float(drive.chord(first, last)), rel=1e-3)
 
 
-def test_the_figures_count_what_is_there(undisturbed):
+def test_figures_match_the_cache(undisturbed):
     built, files = undisturbed
     figures = built.figures
     assert figures["num_clips"] == figures["num_clips_read"] == NUM_CLIPS
@@ -90,7 +90,7 @@ def test_the_figures_count_what_is_there(undisturbed):
     assert figures["decoder"] == "pyav" and figures["decoder_reason"]
 
 
-def test_one_worker_makes_the_same_bytes_as_two_and_tells_how_far_it_is(
+def test_one_and_two_workers_write_the_same_bytes_with_progress(
     published, undisturbed, tmp_path, kept_bars
 ):
     made, bars = kept_bars
@@ -140,9 +140,9 @@ DAMAGE = {
 }
 
 
-def test_damaged_clips_are_rows_and_the_rest_go_on(copied, undisturbed):
+def test_damaged_clips_become_rows_and_the_others_are_built(copied, undisturbed):
     folder, p = copied
-    sound = {path: path.read_bytes() for path in folder.rglob("*.zip")}
+    intact = {path: path.read_bytes() for path in folder.rglob("*.zip")}
     for spoil, _ in DAMAGE.values():
         spoil(folder)
     built = build.build(p)
@@ -160,7 +160,7 @@ def test_damaged_clips_are_rows_and_the_rest_go_on(copied, undisturbed):
     table = json.loads((p.cache_dir / memmap.CLIPS_FILE).read_text())["clips"]
     assert table == built.clips
 
-    for path, data in sound.items():  # the files are fetched again
+    for path, data in intact.items():  # the files are downloaded again
         path.write_bytes(data)
     mended = build.build(p)
     assert mended.figures["num_clips_read"] == len(DAMAGE), "sound clips are not read again"
@@ -173,13 +173,13 @@ def test_damaged_clips_are_rows_and_the_rest_go_on(copied, undisturbed):
 
 @pytest.fixture
 def copied(published, tmp_path) -> tuple[Path, Params]:
-    """The set to spoil, and a run of it."""
+    """A copy of the data set that a test may damage, and a run that reads it."""
     folder = tmp_path / "set"
     shutil.copytree(published, folder)
     return folder, chosen(tmp_path, folder)
 
 
-def test_without_its_raw_files_a_damaged_clip_stays_a_row(copied):
+def test_damaged_clip_stays_a_row_after_its_raw_files_are_deleted(copied):
     folder, p = copied
     DAMAGE[3][0](folder)
     before = build.build(p)
@@ -197,7 +197,7 @@ def test_without_its_raw_files_a_damaged_clip_stays_a_row(copied):
         ("lost", "10 are lost and 0 damaged", "02_download", "not on the disk"),
     ],
 )
-def test_where_no_clip_can_be_read_it_is_an_error(copied, state, counts, way, reason):
+def test_build_fails_if_no_clip_can_be_read(copied, state, counts, way, reason):
     folder, p = copied
     for number in range(NUM_CLIPS) if state == "damaged" else ():
         spoilt_member(FRONT, number, lambda _: None)(folder)
@@ -210,9 +210,7 @@ def test_where_no_clip_can_be_read_it_is_an_error(copied, state, counts, way, re
         memmap.Cache.open(p.cache_dir)
 
 
-def test_other_parameters_make_the_cache_anew_and_leave_nothing_behind(
-    published, undisturbed, tmp_path
-):
+def test_changed_parameters_rebuild_the_cache_without_leftovers(published, undisturbed, tmp_path):
     p = chosen(tmp_path, published)
     shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
     stray = p.cache_dir / parts.PARTS_FOLDER / "0123456789abcdef" / "clip.npz"
@@ -230,7 +228,7 @@ def test_other_parameters_make_the_cache_anew_and_leave_nothing_behind(
     assert content(p.cache_dir) == content(fresh.cache_dir)
 
 
-def test_what_is_whole_is_kept_and_a_cut_shard_is_made_anew(published, undisturbed, tmp_path):
+def test_intact_shards_are_kept_and_a_truncated_one_is_rebuilt(published, undisturbed, tmp_path):
     p = chosen(tmp_path, published, sequence_length=6, stride=1)
     shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
     built = build.build(p)
@@ -242,14 +240,14 @@ def test_what_is_whole_is_kept_and_a_cut_shard_is_made_anew(published, undisturb
     assert content(p.cache_dir) == undisturbed[1]
 
 
-def test_what_cannot_fit_is_not_begun(published, tmp_path):
+def test_build_is_refused_if_the_disk_is_too_small(published, tmp_path):
     p = chosen(tmp_path, published, tile_width=10**6, tile_height=10**6)
     with pytest.raises(AvomniError, match="no room on the disk for the cache"):
         build.build(p)
     assert any("the cache needs" in warning for warning in build.plan(p).warnings)
 
 
-def test_before_the_download_there_is_a_plan_but_no_build(published, tmp_path):
+def test_plan_works_before_the_download_and_build_does_not(published, tmp_path):
     p = Params.from_values(values(tmp_path, published))
     figures = build.plan(p).figures
     assert figures["num_frames"] == 200 * figures["num_clips"] > 0, "20 s a clip, as published"
@@ -257,7 +255,7 @@ def test_before_the_download_there_is_a_plan_but_no_build(published, tmp_path):
         build.build(p)
 
 
-def test_the_plan_counts_what_the_build_makes(published, undisturbed, tmp_path):
+def test_plan_figures_match_the_build(published, undisturbed, tmp_path):
     planned = build.plan(chosen(tmp_path, published)).figures
     made = undisturbed[0].figures
     assert planned["num_clips"] == made["num_clips"]
@@ -266,7 +264,7 @@ def test_the_plan_counts_what_the_build_makes(published, undisturbed, tmp_path):
     assert planned["cache_bytes"] == pytest.approx(made["cache_bytes"], rel=0.15)
 
 
-def test_a_stage_without_a_window_ends_and_names_the_longest_that_fits(published, tmp_path):
+def test_window_too_long_for_every_clip_is_refused_with_the_longest_length(published, tmp_path):
     p = chosen(tmp_path, published, sequence_length=999)
     for stage in (build.plan, build.build):
         with pytest.raises(AvomniError, match="no window fits on a clip") as caught:
@@ -279,14 +277,14 @@ def test_a_stage_without_a_window_ends_and_names_the_longest_that_fits(published
         build.build(chosen(tmp_path, published, sequence_length=longest + 1))
 
 
-def test_a_clip_that_is_longer_than_the_first_is_looked_for(published, tmp_path, monkeypatch):
+def test_plan_checks_for_a_clip_longer_than_the_first(published, tmp_path, monkeypatch):
     p = chosen(tmp_path, published, sequence_length=25, sample_hz=10.0)
     read = iter([1.0, 1.0, 3.0])
     monkeypatch.setattr(forecast, "clip_seconds", lambda *_: next(read, 1.0))
     assert build.plan(p).figures["num_windows"] == 0, "of clips like the first; it is no error"
 
 
-def test_the_choice_is_kept_in_the_header(undisturbed, published, tmp_path):
+def test_header_records_the_selection(undisturbed, published, tmp_path):
     p = chosen(tmp_path, published)
     header = undisturbed[0].cache.header
     assert header["source"]["revision"] == read_chosen(p).revision

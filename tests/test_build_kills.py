@@ -1,6 +1,6 @@
-"""The stage against kill -9, Ctrl-C and a full disk: real processes, moments drawn at random.
+"""The ETL stage under kill -9, Ctrl-C and a full disk, at random moments in real processes.
 
-`KILL_SEED=123 pytest tests/test_build_kills.py` draws the moments of a run that printed that seed.
+`KILL_SEED=123 pytest tests/test_build_kills.py` repeats the moments of the run with that seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.published_set import write_published_set
 
 NUM_CHUNKS, CLIPS_PER_CHUNK = 3, 5
 NUM_CLIPS = NUM_CHUNKS * CLIPS_PER_CHUNK
-# From when a kill's moment is drawn: a run's first words, its first part or shard, a shard's start.
+# The event after which each kill comes: the run's start, its first part or shard, a shard's start.
 SINCE = ("it began",) * 2 + ("workers work",) * 5 + ("a shard is begun",) * 3
 VICTIMS = ("driver", "driver", "driver", "worker", "worker", "interrupt")
 SHARD_S = 0.05
@@ -60,12 +60,12 @@ def published(tmp_path_factory) -> Path:
     return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
 
 
-# Clips that last, so that there are moments within.
+# Larger tiles make a clip take long enough to be interrupted.
 chosen = functools.partial(folder_run.chosen, tile_width=256, tile_height=144, num_workers=2)
 
 
 class Run:
-    """`build` in a process of its own, as leader of a process group; it has begun."""
+    """`build` started in a separate process that leads a process group."""
 
     def __init__(self, p: Params, *before: str, cache_dir: Path | None = None):
         self.cache_dir = cache_dir or p.cache_dir
@@ -86,14 +86,14 @@ class Run:
         return any(self.cache_dir.glob(".shard_*.new"))
 
     def works(self) -> bool:
-        """Whether its own workers have written something."""
+        """Whether this run's workers have written a part or a shard."""
         return bool(self._parts() - self._parts_before) or self.writes_a_shard()
 
     def is_running(self) -> bool:
         return self.process.poll() is None
 
     def workers(self) -> list[psutil.Process]:
-        """Those that have begun their work, and those that are about to."""
+        """The worker processes, also those that are still starting."""
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.process.pid).children()
             return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
@@ -104,28 +104,28 @@ class Run:
             time.sleep(0.001)
 
     def end(self, expected: int) -> str:
-        """Wait for its end; returns what it wrote on the error stream."""
-        _, said = self.process.communicate(timeout=60)
-        assert self.process.returncode == expected, said.decode()
+        """Wait for the process to end and return its stderr."""
+        _, stderr = self.process.communicate(timeout=60)
+        assert self.process.returncode == expected, stderr.decode()
         stop = time.monotonic() + 20
         while psutil.pid_exists(self.process.pid) or group_of(self.process.pid):
             assert time.monotonic() < stop, "workers outlive their parent"
             time.sleep(0.01)
-        return said.decode()
+        return stderr.decode()
 
 
 def group_of(leader: int) -> list[int]:
-    found = []
+    pids = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.Error):
             if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
+                pids.append(process.pid)
+    return pids
 
 
 @pytest.fixture(scope="module")
 def undisturbed(published, tmp_path_factory) -> tuple[dict[str, bytes], dict[str, float]]:
-    """The cache that must come out, and the seconds within which kills are drawn."""
+    """The expected cache, and the range in seconds of the kill's delay after each event."""
     p = chosen(tmp_path_factory.mktemp("undisturbed"), published)
     run, began = Run(p), time.monotonic()
     run.wait_until(run.works)
@@ -136,7 +136,7 @@ def undisturbed(published, tmp_path_factory) -> tuple[dict[str, bytes], dict[str
     return content(p.cache_dir), spans | {"a shard is begun": SHARD_S}
 
 
-def assert_what_has_its_name_is_whole(cache_dir: Path, expected: dict[str, bytes]) -> None:
+def assert_files_are_complete(cache_dir: Path, expected: dict[str, bytes]) -> None:
     for path in cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*.npz"):
         with zipfile.ZipFile(path) as archive:
             assert archive.testzip() is None, path
@@ -148,7 +148,7 @@ def assert_what_has_its_name_is_whole(cache_dir: Path, expected: dict[str, bytes
         memmap.Cache.open(cache_dir)
 
 
-def test_killed_at_ten_moments_it_goes_on_to_the_same_bytes(published, undisturbed, tmp_path):
+def test_build_killed_ten_times_resumes_to_the_same_bytes(published, undisturbed, tmp_path):
     expected, spans = undisturbed
     seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10**6))
     print(f"KILL_SEED={seed}; seconds: {spans}")
@@ -172,17 +172,16 @@ def test_killed_at_ten_moments_it_goes_on_to_the_same_bytes(published, undisturb
             kills[victim] += 1
         codes = {"driver": -signal.SIGKILL, "interrupt": 130}
         code = run.process.wait(60)
-        # Ctrl-C may strike when the stage is through and Python itself is about to end.
+        # Ctrl-C may arrive when the stage is done and Python itself is exiting.
         is_late = victim == "interrupt" and code == -signal.SIGINT
         is_late = is_late and (p.cache_dir / memmap.CLIPS_FILE).exists()
         is_done = code == 0 or is_late  # a killed worker does not end the run
-        said = run.end(code if is_done else codes[victim])
-        # A worker that is being started when its parent is killed finds nothing to begin with, and
-        # Python itself says so.
-        orphans = said.count("EOFError: Ran out of input") if victim == "driver" else 0
-        is_quiet = said.count("Traceback") == orphans and "KeyboardInterrupt" not in said
-        assert is_quiet or is_late, said
-        assert_what_has_its_name_is_whole(p.cache_dir, expected)
+        stderr = run.end(code if is_done else codes[victim])
+        # A worker whose parent is killed while it starts ends with an EOFError of Python itself.
+        orphans = stderr.count("EOFError: Ran out of input") if victim == "driver" else 0
+        is_quiet = stderr.count("Traceback") == orphans and "KeyboardInterrupt" not in stderr
+        assert is_quiet or is_late, stderr
+        assert_files_are_complete(p.cache_dir, expected)
         if is_done:
             assert content(p.cache_dir) == expected
             shutil.rmtree(p.cache_dir)
@@ -192,7 +191,7 @@ def test_killed_at_ten_moments_it_goes_on_to_the_same_bytes(published, undisturb
 
 
 def kill(run: Run, victim: str, draw: random.Random) -> str:
-    """Strike; returns whom: where no worker lives, the driver."""
+    """Kill or interrupt; returns the process hit: the driver if there is no worker."""
     workers = run.workers()
     if victim == "interrupt":
         os.killpg(run.process.pid, signal.SIGINT)  # as the terminal does
@@ -205,8 +204,10 @@ def kill(run: Run, victim: str, draw: random.Random) -> str:
 
 
 @pytest.mark.parametrize("moment", ["works", "writes_a_shard"])
-def test_a_disk_that_fills_in_the_middle_is_one_message(published, undisturbed, tmp_path, moment):
-    """Someone else fills it: the run had room when it looked."""
+def test_disk_full_during_a_build_is_reported_in_one_message(
+    published, undisturbed, tmp_path, moment
+):
+    """Another program fills the disk after the run has checked for space."""
     p = chosen(tmp_path, published)
     with small_disk.mounted(p.cache_dir, "size=400m") as (enter, seen):
         run = Run(p, *enter, cache_dir=seen)
@@ -214,14 +215,14 @@ def test_a_disk_that_fills_in_the_middle_is_one_message(published, undisturbed, 
         fill(seen / ".filler")
         assert_no_room(run)
         assert not list(seen.rglob("*.partial")) and not list(seen.glob(".shard_*"))
-        assert_what_has_its_name_is_whole(seen, undisturbed[0])
+        assert_files_are_complete(seen, undisturbed[0])
         (seen / ".filler").unlink()
         assert Run(p, *enter, cache_dir=seen).end(0) == ""
         assert content(seen) == undisturbed[0]
 
 
 def fill(path: Path) -> None:
-    """Let this file take all that is left."""
+    """Fill the disk with this file."""
     with open(path, "wb") as file:
         for size in (1 << 20, 1 << 12):
             with contextlib.suppress(OSError):
@@ -230,13 +231,13 @@ def fill(path: Path) -> None:
 
 
 def assert_no_room(run: Run) -> None:
-    said = run.end(1)
-    assert said.startswith("error: no room left on the disk"), said
-    assert "run the same command again" in said and "Traceback" not in said
+    stderr = run.end(1)
+    assert stderr.startswith("error: no room left on the disk"), stderr
+    assert "run the same command again" in stderr and "Traceback" not in stderr
 
 
-def test_a_disk_that_answers_as_a_full_one_is_the_same(published, undisturbed, tmp_path):
-    """/dev/full answers every write so: the last chunk's parts go there."""
+def test_write_error_of_a_full_disk_is_reported_the_same_way(published, undisturbed, tmp_path):
+    """The last chunk's parts are written to /dev/full."""
     p = chosen(tmp_path, published)
     run = Run(p)
     run.wait_until(run.works)
@@ -247,6 +248,6 @@ def test_a_disk_that_answers_as_a_full_one_is_the_same(published, undisturbed, t
             partial = work.parts_folder / f".{clip['clip_id']}.npz.{worker.pid}.partial"
             partial.symlink_to("/dev/full")
     assert_no_room(run)
-    assert_what_has_its_name_is_whole(p.cache_dir, undisturbed[0])
+    assert_files_are_complete(p.cache_dir, undisturbed[0])
     assert Run(p).end(0) == ""
     assert content(p.cache_dir) == undisturbed[0]

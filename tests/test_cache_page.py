@@ -1,4 +1,4 @@
-"""docs/cache.md: its own code opens a cache, and its tables are true."""
+"""docs/cache.md: its code opens a cache, and its tables match the files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RAW, DATASET, JPEG = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture
 def opened(tmp_path, monkeypatch, request) -> memmap.Cache:
-    """A cache that lies where the page's code opens one."""
+    """A cache at the path that the page's code opens."""
     folder = write_cache(tmp_path / "outputs/demo/cache", chunks=(0,), storage=request.param)
     monkeypatch.chdir(tmp_path)
     return memmap.Cache.open(folder)
 
 
 @pytest.mark.parametrize("opened", ["raw"], indirect=True)
-def test_the_pages_code_opens_raw_frames(opened):
+def test_code_on_the_page_opens_raw_frames(opened):
     names: dict = {}
     exec(RAW, names)
     clip = opened.clips[1]
@@ -36,8 +36,8 @@ def test_the_pages_code_opens_raw_frames(opened):
 
 
 @pytest.mark.parametrize("opened", ["raw", "jpeg"], indirect=True)
-def test_the_pages_code_gives_windows_to_a_dataloader(opened):
-    # Its clips have fewer frames than the demo's, and few of them are of one split.
+def test_code_on_the_page_gives_windows_to_a_dataloader(opened):
+    # Clips here are shorter than the demo's, and each split has few of them.
     code = DATASET.replace("sequence_length=16", "sequence_length=3").replace('"train"', "None")
     names: dict = {}
     exec(code, names)
@@ -45,14 +45,14 @@ def test_the_pages_code_gives_windows_to_a_dataloader(opened):
 
 
 @pytest.mark.parametrize("opened", ["jpeg"], indirect=True)
-def test_the_pages_code_opens_jpegs(opened):
+def test_code_on_the_page_opens_jpegs(opened):
     names: dict = {}
     exec(JPEG, names)
     assert np.array_equal(names["frame"], opened.shards[0].frames[5])
 
 
 @pytest.mark.parametrize("block", [RAW, JPEG])
-def test_the_pages_code_needs_nothing_of_ours(block):
+def test_code_on_the_page_does_not_import_avomni(block):
     assert set(re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE)) <= {
         "io",
         "json",
@@ -62,7 +62,7 @@ def test_the_pages_code_needs_nothing_of_ours(block):
 
 
 @pytest.mark.parametrize("opened", ["raw", "jpeg"], indirect=True)
-def test_the_page_names_every_file_with_its_type(opened):
+def test_page_lists_every_file_with_its_dtype(opened):
     for path in opened.folder.rglob("*"):
         if path.is_file():
             assert f"{path.name}` |" in PAGE, path
@@ -81,7 +81,7 @@ def test_the_page_names_every_file_with_its_type(opened):
     assert {"format_version", "arrays", "clips", "storage", *COMMON} <= header.keys()
 
 
-def test_the_page_tells_quality_and_checksum_as_they_are():
+def test_page_states_the_jpeg_quality_and_the_verify_command():
     quality, subsampling = shard.jpeg.QUALITY, shard.jpeg.SUBSAMPLING
     assert f"quality {quality}, {subsampling}" in PAGE
     assert "python -m avomni_lib verify outputs/<run>/cache" in PAGE

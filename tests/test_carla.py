@@ -1,4 +1,4 @@
-"""The agent for CARLA's leaderboard, with a stub in place of that: no server has been asked."""
+"""The agent for CARLA's leaderboard, tested with stubs and without a CARLA server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VehicleControl:
 
 
 class AutonomousAgent:
-    """As the leaderboard's, as far as an agent is concerned."""
+    """Stub of the leaderboard's base class of agents."""
 
     def __init__(self, host: str, port: int, debug: bool = False):
         self.track = None
@@ -39,7 +39,7 @@ class AutonomousAgent:
 
 @pytest.fixture
 def agent(monkeypatch):
-    """The module, beside stubs of `carla` and `leaderboard`."""
+    """The module, imported with stubs of `carla` and `leaderboard`."""
     named = {"carla": ModuleType("carla")}
     named["carla"].VehicleControl = VehicleControl
     for name in ("leaderboard", "leaderboard.autoagents"):
@@ -52,17 +52,17 @@ def agent(monkeypatch):
     sys.modules.pop("avomni_lib.driving.carla")
 
 
-def test_without_the_leaderboard_one_sentence_says_what_to_install():
+def test_missing_leaderboard_error_names_what_to_install():
     with pytest.raises(AvomniError, match="CARLA's leaderboard is not there") as caught:
         importlib.import_module("avomni_lib.driving.carla")
     assert "pip install carla" in caught.value.fix
 
 
 @pytest.mark.parametrize(("yaw", "pitch", "roll"), [(0, 0, 0), (148, -3, 0), (-65, 4, 2)])
-def test_a_camera_is_placed_as_on_the_rig(agent, yaw, pitch, roll):
-    """Angles of the rig: to the left, up, and clockwise as seen from behind."""
+def test_cameras_are_placed_as_on_the_rig(agent, yaw, pitch, roll):
+    """Angles in the rig frame: left, up, and clockwise as seen from behind."""
     looks = Rotation.from_euler("ZYX", [yaw, -pitch, roll], degrees=True)
-    # The camera's x is right, y down and z out.
+    # Camera frame: x right, y down, z forward.
     lens = Rotation.from_matrix(np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]))
     quaternion = (looks * lens).as_quat()
     pose = dict(zip(("qx", "qy", "qz", "qw"), quaternion.tolist(), strict=True))
@@ -78,19 +78,19 @@ def straight(speed: float, bend: float = 0.0) -> np.ndarray:
     return np.stack([speed * ahead, bend * (speed * ahead) ** 2 / 2], axis=1)
 
 
-def test_waypoints_become_pedals_and_a_wheel(agent):
-    kept = agent.control(straight(10.0), 10.0, 2.8)
-    assert (kept.throttle, kept.steer, kept.brake) == pytest.approx((0, 0, 0), abs=1e-9)
+def test_waypoints_are_converted_to_throttle_brake_and_steering(agent):
+    steady = agent.control(straight(10.0), 10.0, 2.8)
+    assert (steady.throttle, steady.steer, steady.brake) == pytest.approx((0, 0, 0), abs=1e-9)
     assert agent.control(straight(12.0), 10.0, 2.8).throttle == 1.0
     assert agent.control(straight(10.0), 13.0, 2.8).brake == pytest.approx(7.5 / 8)
-    for stand in (np.zeros((16, 2)), straight(-2.0)):
-        stopped = agent.control(stand, 3.0, 2.8)
+    for waypoints in (np.zeros((16, 2)), straight(-2.0)):
+        stopped = agent.control(waypoints, 3.0, 2.8)
         assert (stopped.throttle, stopped.brake) == (0.0, 1.0)
     left = agent.control(straight(10.0, bend=1 / 50), 10.0, 2.8)
     assert left.steer == pytest.approx(-math.atan(2.8 / 50) / math.radians(70), rel=0.1)
 
 
-def test_an_agent_looks_ten_times_a_second_and_reckons_where_it_is(agent, monkeypatch, tmp_path):
+def test_agent_samples_at_10_hz_and_integrates_its_pose(agent, monkeypatch, tmp_path):
     published = write_published_set(tmp_path / "published", 1, cached_run.CLIPS_PER_CHUNK, 2.0)
     values = cached_run.values(
         tmp_path, training={"target": "future_v1"}, download={"target_chunks": 1}
@@ -115,8 +115,8 @@ def test_an_agent_looks_ten_times_a_second_and_reckons_where_it_is(agent, monkey
     made = getattr(agent, agent.get_entry_point())("localhost", 2000)
     made.setup(str(config))
     assert made.track.name == "SENSORS"
-    sensors = {each["id"]: each for each in made.sensors()}
-    names = [each.name for each in cameras.grid(p.vision.cameras).cameras]
+    sensors = {sensor["id"]: sensor for sensor in made.sensors()}
+    names = [sensor.name for sensor in cameras.grid(p.vision.cameras).cameras]
     assert list(sensors) == [*names, "imu", "speed"]
     assert sensors["speed"]["type"] == "sensor.speedometer"
     bgra = np.zeros((36, 64, 4), np.uint8)

@@ -1,4 +1,4 @@
-"""Sentences that are printed only where the figures bear them out."""
+"""Claims are made only if the figures support them."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def vision(*others):
     return claim
 
 
-def test_a_claim_that_holds_has_its_size_its_interval_and_what_it_was_compared_with():
+def test_supported_claim_states_gain_interval_and_comparison():
     claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.75))
     assert claim["holds"]
     assert claim["text"] == (
@@ -45,13 +45,13 @@ def test_a_claim_that_holds_has_its_size_its_interval_and_what_it_was_compared_w
         ((0.5, -0.5, -0.7, -0.3), "the model is worse by 0.500 ± 0.200 m/s ("),
     ],
 )
-def test_an_interval_that_holds_0_or_lies_below_gives_the_opposite(row, text):
+def test_interval_containing_or_below_zero_gives_no_evidence(row, text):
     claim = vision(entry("blind", *row))
     assert not claim["holds"]
     assert claim["text"].startswith(f"no evidence that vision helps: {text}")
 
 
-def test_of_an_f1_more_is_better():
+def test_higher_f1_is_better():
     blind = entry("blind", 0.4, -0.5, -0.7, -0.3, metric="macro_f1")
     better = vision(blind)
     assert better["holds"] and better["text"].startswith("vision helps by 0.500 ± 0.200 (")
@@ -59,14 +59,14 @@ def test_of_an_f1_more_is_better():
     assert not vision(entry("blind", 0.9, 0.5, 0.3, 0.7, metric="macro_f1"))["holds"]
 
 
-def test_a_model_that_was_trained_blind_is_what_vision_is_held_against():
+def test_vision_is_compared_with_the_model_trained_blind():
     claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5), entry("trained_blind", 1.0, 0, -0.1, 0.1))
     assert not claim["holds"]
     assert "trained and asked on black frames" in claim["text"]
 
 
 @pytest.mark.parametrize(("valid", "text"), [(0.25, "75 %"), (0.999, "under 1 %")])
-def test_the_share_of_unreadable_answers_is_stated(valid, text):
+def test_claim_states_the_share_of_unreadable_answers(valid, text):
     claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5, valid_share=valid))
     wanted = f"black frames, {text} of whose answers cannot be read and count as the mean's"
     assert wanted in claim["text"]
@@ -81,13 +81,13 @@ def test_few_clips_support_no_claim(num_clips):
     assert f"held-out clips: {num_clips}, too few" in claim["text"]
 
 
-def test_a_figure_that_no_window_has_supports_no_claim():
+def test_figure_without_any_window_supports_no_claim():
     claim = vision(entry("blind", None, None, None, None, num_clips=0))
     assert claim["text"] == "nothing can be said on whether vision helps: no window has this figure"
 
 
 @given(low=bounds, high=bounds, f1=st.booleans())
-def test_exactly_what_excludes_0_on_the_right_side_holds(low, high, f1):
+def test_claim_holds_exactly_if_the_interval_shows_a_gain(low, high, f1):
     low, high = sorted((low, high))
     metric = "macro_f1" if f1 else "ade_m"
     claim = vision(entry("blind", 1.0, (low + high) / 2, low, high, metric=metric))
@@ -95,7 +95,7 @@ def test_exactly_what_excludes_0_on_the_right_side_holds(low, high, f1):
     assert claim["holds"] == claim["text"].startswith("vision helps by ")
 
 
-def test_the_claims_of_a_table_are_those_of_its_rows():
+def test_claims_of_a_table_follow_from_its_rows():
     asked, near = drives(FEWEST_CLIPS + 2, spread=0.2)
     far = [(speed + 2, path) for speed, path in near]
     rows = {
@@ -118,7 +118,7 @@ def test_the_claims_of_a_table_are_those_of_its_rows():
 
 
 @pytest.mark.parametrize("num_clips", [FEWEST_CLIPS, 30])
-def test_where_there_is_no_difference_few_tables_claim_one(num_clips):
+def test_false_claims_are_rare_without_a_difference(num_clips):
     clips, num, claimed = np.repeat(np.arange(num_clips), 3), 400, 0
     for repetition in range(num):
         draw = np.random.default_rng(repetition)
@@ -126,5 +126,5 @@ def test_where_there_is_no_difference_few_tables_claim_one(num_clips):
         _, (_, apart) = bootstrap.estimates(bootstrap.mean(rows, clips), 0, seed=repetition)
         other = entry("blind", 1.0, apart.value, apart.low, apart.high, num_clips=num_clips)
         claimed += vision(other)["holds"]
-    # 2.5 % are meant; see `FEWEST_CLIPS` for what is found.
+    # The nominal rate is 2.5 %; `FEWEST_CLIPS` documents the observed one.
     assert claimed / num < 0.075

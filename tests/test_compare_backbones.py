@@ -1,4 +1,4 @@
-"""The comparison of small models: every family is in it, and it runs as its command says."""
+"""The comparison of small models covers every family and runs from its command line."""
 
 from dataclasses import asdict
 
@@ -13,7 +13,7 @@ from avomni_world.tiny_base import drives as tiny_drives
 
 @pytest.fixture
 def work(tmp_path):
-    """A folder whose drives need no rendering."""
+    """A work folder with drives of random frames in place of rendered ones."""
     for seed, count in ((tiny_drives.FIRST_SEED, 2), (tiny_drives.HELD_OUT_SEED, 1)):
         for number in range(count):
             rng = np.random.default_rng(seed + number)
@@ -40,10 +40,10 @@ def test_every_family_has_a_small_model():
 FEW = compare.Comparison(see_steps=1, steps=2, windows=1, num_drives=2, num_held_out=1)
 
 
-def hold(row):
+def assert_plausible(row):
     assert 1e6 < row["parameters"] < 2.5e6
     assert 48 < row["tokens"] <= 1024 and row["first_loss"] > 1
-    # A drive of steady speed: the mean's answers are right.
+    # At constant speed the mean predicts without error.
     assert row["mean_mae_mps"] == pytest.approx(0, abs=1e-9)
     assert row["memory_gb"] > 0.1 and row["seconds"] > 0
 
@@ -51,15 +51,15 @@ def hold(row):
 @pytest.mark.parametrize("name", list(compare.SMALL)[1:])
 def test_each_family_trains_for_two_steps(work, name):
     row = asdict(compare.train(name, work, FEW))
-    hold(row)
+    assert_plausible(row)
     assert row["family"] == name
 
 
-def test_the_command_trains_in_processes_of_their_own_and_prints_a_table(work, capsys):
+def test_command_trains_in_subprocesses_and_prints_a_table(work, capsys):
     name = next(iter(compare.SMALL))
     options = [f"--{key.replace('_', '-')}={value}" for key, value in asdict(FEW).items()]
     compare.main(["--work", str(work), "--family", name, *options])
     (row,) = files.read_json(work / "backbones.json")
-    hold(row)
+    assert_plausible(row)
     *_, line = capsys.readouterr().out.splitlines()
     assert line.startswith(f"| `{name}` |") and f"| {row['tokens']:,} |" in line

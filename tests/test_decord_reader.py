@@ -1,4 +1,4 @@
-"""decord: as exact as PyAV, or refused with the reason."""
+"""The decord reader returns the same frames as PyAV, or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.streams import numbers, stream_bytes
 
 
 class OffByOne:
-    """A reader that shows the next frame where one is asked for, as decord does in open GOPs."""
+    """A reader that returns the frame after the requested one, as decord does in open GOPs."""
 
     def __init__(self, images: np.ndarray):
         self.images = images
@@ -25,7 +25,7 @@ class OffByOne:
         return self.images
 
 
-def test_decord_is_refused_where_its_picture_is_a_neighbours():
+def test_decord_is_refused_if_it_returns_a_neighbouring_frame():
     content = stream_bytes("h264 gop 30 b")
     with stream.opened(content) as opened:
         images = reader.read_frames(content, opened.times_us).images
@@ -34,17 +34,17 @@ def test_decord_is_refused_where_its_picture_is_a_neighbours():
 
 
 @pytest.mark.parametrize("name", ["h264 gop 30 b", "hevc closed", "h264 turned 90"])
-def test_decords_pictures_are_pyavs(name):
+def test_decord_and_pyav_return_the_same_frames(name):
     content = stream_bytes(name)
     with stream.opened(content) as opened:
         wanted = opened.times_us[[80, 3, 3, 31]]
-    found = reader.read_frames(content, wanted, decoder="decord")
-    assert numbers(found.images, name) == [80, 3, 3, 31]
-    apart = found.images.astype(int) - reader.read_frames(content, wanted).images
+    frames = reader.read_frames(content, wanted, decoder="decord")
+    assert numbers(frames.images, name) == [80, 3, 3, 31]
+    apart = frames.images.astype(int) - reader.read_frames(content, wanted).images
     assert np.abs(apart).mean() < 2
 
 
-def test_decord_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch):
+def test_missing_decord_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(AvomniError, match="decord is not installed") as caught:
         reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="decord")

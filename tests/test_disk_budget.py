@@ -1,4 +1,4 @@
-"""The arithmetic of the budget: it always holds, and what fits never gets stuck."""
+"""The disk budget is never exceeded, and a run that fits always finishes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = st.integers(0, 60)
 
 @st.composite
 def runs(draw) -> tuple[list[Load], list[list[int]], list[int], int]:
-    """Chunks, the bytes that their clips take, the most that one may take, and what is there."""
+    """Loads, clip sizes per chunk, largest part per chunk, and bytes already on the disk."""
     loads, clips, most = [], [], []
     for chunk in range(draw(st.integers(1, 4))):
         raw = draw(SIZES)
@@ -31,7 +31,7 @@ def runs(draw) -> tuple[list[Load], list[list[int]], list[int], int]:
 
 
 class World:
-    """What really lies there, while the budget is asked before every step as `Prefetch` asks it."""
+    """Simulated disk whose steps ask the budget as `Prefetch` does."""
 
     def __init__(self, run, limit: float, num_workers: int, rng: random.Random):
         self.loads, self.clips, self.most, self.standing = run
@@ -49,7 +49,7 @@ class World:
         assert total <= sum(self.budget.now) <= self.budget.limit
 
     def steps(self) -> list:
-        """What can be done now."""
+        """The steps that the budget allows now."""
         budget = self.budget
         while self.whole and budget.may_work(self.whole[0]):
             load = self.whole.popleft()
@@ -110,7 +110,7 @@ class World:
 
 @settings(max_examples=60)
 @given(runs(), st.integers(0, 200), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_what_goes_through_one_by_one_never_sticks_and_never_exceeds(run, more, workers, rng):
+def test_run_that_fits_chunk_by_chunk_finishes_within_the_budget(run, more, workers, rng):
     loads, clips, _, standing = run
     world = World(run, disk_budget.peak(loads, standing) + more, workers, rng)
     world.run()
@@ -119,14 +119,14 @@ def test_what_goes_through_one_by_one_never_sticks_and_never_exceeds(run, more, 
 
 @settings(max_examples=40)
 @given(runs(), st.integers(0, 400), st.randoms(use_true_random=False))
-def test_too_small_a_budget_stops_and_does_not_exceed(run, limit, rng):
+def test_too_small_a_budget_stops_without_being_exceeded(run, limit, rng):
     loads, _, _, standing = run
     assume(standing + sum(load.here for load in loads) <= limit)
     World(run, limit, 2, rng).run()
 
 
 @given(runs(), st.integers(0, 500))
-def test_as_many_chunks_fit_as_it_says(run, limit):
+def test_num_fitting_is_the_largest_number_of_chunks_that_fit(run, limit):
     loads, _, _, standing = run
     num = disk_budget.num_fitting(loads, standing, limit)
     assert num == 0 or disk_budget.peak(loads[:num], standing) <= limit
@@ -135,7 +135,7 @@ def test_as_many_chunks_fit_as_it_says(run, limit):
 
 
 @given(runs())
-def test_the_fullest_moment_is_that_of_a_chunk_with_its_parts_and_shard(run):
+def test_fullest_moment_holds_a_chunk_with_its_parts_and_shard(run):
     loads, _, _, standing = run
     for n, (raw, cache) in enumerate(disk_budget.fullest(loads, standing)):
         here = sum(load.here for load in loads[n + 1 :])
@@ -143,7 +143,7 @@ def test_the_fullest_moment_is_that_of_a_chunk_with_its_parts_and_shard(run):
         assert cache == sum(load.stays for load in loads[:n]) + loads[n].cache
 
 
-def test_the_next_chunk_is_fetched_ahead_only_where_its_raw_files_fit():
+def test_next_chunk_is_fetched_ahead_only_if_its_raw_files_fit():
     loads = [Load(0, 100, 100, 40, 20), Load(1, 100, 0, 40, 20)]
     for limit, ahead in ((239, False), (240, True)):
         budget = DiskBudget(limit, 0, 0, {0: 100, 1: 0}, {0: 0, 1: 0})

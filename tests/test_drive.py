@@ -1,4 +1,4 @@
-"""`avomni drive`: its section of parameters, drives that are kept, and figures made again."""
+"""`avomni drive`: its parameters, reuse of finished episodes, and figures from its table."""
 
 import json
 from pathlib import Path
@@ -50,16 +50,16 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def driven(params: Path, capsys: pytest.CaptureFixture, *changes: str) -> dict:
     words = [word for change in changes for word in ("--set", change)]
     code = main(["drive", str(params), *words, "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert code == 0, told
-    return told
+    output = json.loads(capsys.readouterr().out)
+    assert code == 0, output
+    return output
 
 
-def dates_of(told: dict) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in Path(told["episodes"]).glob("*.npz")}
+def dates_of(output: dict) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in Path(output["episodes"]).glob("*.npz")}
 
 
-def test_policies_drive_and_only_what_is_missing_is_driven_again(
+def test_only_missing_or_damaged_episodes_are_driven_again(
     params: Path, capsys: pytest.CaptureFixture
 ):
     first = driven(params, capsys)
@@ -69,23 +69,23 @@ def test_policies_drive_and_only_what_is_missing_is_driven_again(
     assert rows["slow_policy:half_speed"]["terms"]["progress"] < rows["expert"]["terms"]["progress"]
     before = dates_of(first)
     assert len(before) == 6
-    gone, damaged = sorted(before)[:2]
-    (Path(first["episodes"]) / gone).unlink()
+    missing, damaged = sorted(before)[:2]
+    (Path(first["episodes"]) / missing).unlink()
     (Path(first["episodes"]) / damaged).write_bytes(b"PK")
     again = driven(params, capsys)
     assert again["drive"] == first["drive"] and again["notes"] == first["notes"]
     assert "expert" in first["notes"]
     after = dates_of(again)
-    assert {name for name in before if after[name] != before[name]} == {gone, damaged}
-    own = params.with_name("slow_policy.py")
-    own.write_text(OWN.replace("/ 2", "/ 3"))
+    assert {name for name in before if after[name] != before[name]} == {missing, damaged}
+    user_module = params.with_name("slow_policy.py")
+    user_module.write_text(OWN.replace("/ 2", "/ 3"))
     changed = dates_of(driven(params, capsys))
     assert {name.partition("_3")[0] for name in after if changed[name] != after[name]} == {
         "slow_policy..half_speed"
-    }, "the code is another"
+    }, "the policy's code has changed"
 
 
-def test_figures_are_made_again_from_the_table_and_pictures_drawn(params: Path, tmp_path: Path):
+def test_figures_and_plots_are_made_from_the_table(params: Path, tmp_path: Path):
     p = Params.from_files([params])
     made = drive.drive(p, p.run_dir / "08_drive")
     scores = pd.read_parquet(made.write(tmp_path / "drives.parquet"))
@@ -106,23 +106,23 @@ def test_figures_are_made_again_from_the_table_and_pictures_drawn(params: Path, 
     assert "constant velocity" in beside.get_suptitle()
 
 
-def test_each_mistake_of_the_section_is_named_at_once():
+def test_all_mistakes_in_the_section_are_reported_at_once():
     wrong = {"policies": ["expert", "driver"], "seconds": 1.25, "num_episodes": 0, "events": ["x"]}
-    with pytest.raises(AvomniError) as told:
+    with pytest.raises(AvomniError) as error:
         Params.from_values({"driving": {**wrong, "traffic": "none", "smoothing": 1}})
-    assert "parameters to fix: 6" in str(told.value)
+    assert "parameters to fix: 6" in str(error.value)
     for words in ("'driver'", "not a number of steps", "driving.events", "driving.traffic"):
-        assert words in str(told.value), words
+        assert words in str(error.value), words
 
 
-def test_a_run_whose_model_plans_no_path_or_that_asks_for_no_drive_is_refused():
+def test_run_without_a_path_target_or_episodes_is_refused():
     with pytest.raises(AvomniError, match="no drive is asked for"):
         drive.plan(Params())
     with pytest.raises(AvomniError, match="says no path to drive along"):
         drive.plan(Params.from_values({"driving": {"num_episodes": 2}}))
 
 
-def test_only_a_run_that_asks_for_drives_has_the_stage(params: Path):
+def test_drive_stage_exists_only_if_episodes_are_requested(params: Path):
     p = Params.from_files([params])
     assert [stage.name for stage in pipeline.choose(p)][-1] == "08_drive"
     assert runs.states(p)[-1].reason == "not run yet"
@@ -131,6 +131,6 @@ def test_only_a_run_that_asks_for_drives_has_the_stage(params: Path):
         pipeline.choose(Params(), only=["08"])
 
 
-def test_own_policies_are_named_before_they_run(params: Path, capsys: pytest.CaptureFixture):
+def test_plan_names_user_policies(params: Path, capsys: pytest.CaptureFixture):
     assert main(["plan", str(params)]) == 0
     assert "code of your own, slow_policy:half_speed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The world as a simulator: what it shows, how the ego and the others move, what they meet."""
+"""The gymnasium environment: observations, vehicle model, traffic, events and expert."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ def env():
 
 @pytest.fixture(scope="module")
 def blind():
-    """An environment that draws nothing, which is fast."""
+    """An environment without cameras, which is fast."""
     return DriveEnv(cameras=None)
 
 
@@ -45,7 +45,7 @@ def straight(speed: float) -> np.ndarray:
 
 
 def drive_with(env: DriveEnv, policy: Callable[[DriveEnv], np.ndarray], steps: int = 1000) -> dict:
-    """Drive to the episode's end, or so many steps; the last info."""
+    """Drive to the episode's end or for `steps` steps; returns the last info."""
     info: dict = {}
     for _ in range(steps):
         _, _, terminated, truncated, info = env.step(policy(env))
@@ -60,7 +60,7 @@ def contacts(episode: Episode) -> set[int]:
 
 
 @pytest.mark.parametrize("action", ["waypoints", "controls"])
-def test_gymnasiums_own_checker_is_content(action):
+def test_environment_passes_gymnasiums_checker(action):
     values = SMALL | {"start_s": 1.1} if action == "waypoints" else {"cameras": None}
     made = gymnasium.make(
         "avomni_world.driving:avomni_world/Drive-v0",
@@ -70,7 +70,7 @@ def test_gymnasiums_own_checker_is_content(action):
     )
     with pytest.warns() as warned:
         check_env(made.unwrapped, skip_render_check=True)
-    # The spaces of metres are as wide as they are; the ego's past has no bounds.
+    # Spaces in metres are wide on purpose, and the ego history is unbounded.
     known = ("minimum value is -infinity", "maximum value is infinity", "symmetric and normalized")
     known += ("probably too low", "probably too high")
     assert not [str(w.message) for w in warned if not any(k in str(w.message) for k in known)]
@@ -79,7 +79,7 @@ def test_gymnasiums_own_checker_is_content(action):
     made.close()
 
 
-def test_the_same_seed_gives_the_same_episode_to_the_pixel(env):
+def test_same_seed_gives_the_same_episode(env):
     def seen(made: DriveEnv, seed: int, other: DriveEnv | None = None) -> list[np.ndarray]:
         observation, info = made.reset(seed=seed)
         arrays = [info["past_cameras"], *observation.values()]
@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_episode_to_the_pixel(env):
         return arrays
 
     first, another, second = seen(env, 3), seen(env, 4), seen(env, 3)
-    beside = DriveEnv(**SMALL)  # in the same process, taking turns
+    beside = DriveEnv(**SMALL)  # steps alternate with another environment in the same process
     beside.reset(seed=5)
     third = seen(DriveEnv(**SMALL), 3, beside)
     beside.close()
@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_episode_to_the_pixel(env):
     assert not np.array_equal(first[0], another[0])
 
 
-def test_without_a_seed_each_episode_is_another(blind):
+def test_reset_without_a_seed_starts_a_different_episode(blind):
     blind.reset(seed=1)
     seeds = [blind.reset()[1]["seed"] for _ in range(2)]
     blind.reset(seed=1)
@@ -110,7 +110,7 @@ def test_without_a_seed_each_episode_is_another(blind):
 
 
 @pytest.mark.parametrize("kind", traffic.KINDS)
-def test_the_first_pictures_are_the_clips(env, kind):
+def test_first_frames_equal_the_rendered_clip(env, kind):
     scene = make_scene(11, "harbour", 8.0, with_event=True, strays=True)
     observation, info = env.reset(options={"scene": scene, "traffic": kind})
     with Renderer(64, 36, RIG) as renderer:
@@ -121,7 +121,7 @@ def test_the_first_pictures_are_the_clips(env, kind):
     assert info["seed"] == 11
 
 
-def test_what_is_observed_is_in_the_rigs_frame(blind):
+def test_observations_are_in_the_rig_frame(blind):
     blind.reset(seed=7)
     observation, *_ = blind.step(straight(8.0))
     ego, route = observation["ego"].astype(float), observation["route"].astype(float)
@@ -139,7 +139,7 @@ def test_what_is_observed_is_in_the_rigs_frame(blind):
     assert route @ turn.T + (x, y) == pytest.approx(lane, abs=1e-4)
 
 
-def test_an_episode_says_what_happened(blind):
+def test_episode_records_ego_actors_and_road(blind):
     blind.reset(seed=7, options={"policy": "straight on", "traffic": "replay"})
     drive_with(blind, lambda env: straight(8.0), 12)
     episode, scene = blind.episode(), blind.scene
@@ -165,8 +165,8 @@ def test_an_episode_says_what_happened(blind):
 
 
 @pytest.mark.parametrize("seed", [1, 5])
-def test_who_follows_the_recorded_drive_stays_on_it(blind, seed):
-    """Curves, stops and starts, from waypoints that are exact."""
+def test_following_the_recorded_drive_stays_on_it(blind, seed):
+    """Exact waypoints through curves, stops and starts."""
 
     def recorded(env: DriveEnv) -> np.ndarray:
         later = env.recorded(env.step_idx / 10 + vehicle.WAYPOINT_S * np.arange(1, 17))
@@ -188,32 +188,32 @@ def state(speed: float) -> vehicle.VehicleState:
 def after(
     start: vehicle.VehicleState, waypoints: np.ndarray, seconds: float
 ) -> vehicle.VehicleState:
-    """Where waypoints lead that are given again and again, in the rig's frame."""
+    """The state after following the same rig-frame waypoints in every step."""
     for _ in range(round(seconds * 10)):
         start = vehicle.advance(start, 3.0, *vehicle.track(start, waypoints, 3.0), 0.1)
     return start
 
 
-def test_waypoints_say_speed_and_direction():
-    kept = after(state(10.0), straight(10.0), 2.0)
-    assert (kept.speed, kept.yaw) == pytest.approx((10.0, 0.7), abs=1e-6)
-    assert math.dist((kept.x, kept.y), (3.0, -2.0)) == pytest.approx(20.0, abs=1e-3)
+def test_vehicle_follows_the_speed_and_direction_of_waypoints():
+    steady = after(state(10.0), straight(10.0), 2.0)
+    assert (steady.speed, steady.yaw) == pytest.approx((10.0, 0.7), abs=1e-6)
+    assert math.dist((steady.x, steady.y), (3.0, -2.0)) == pytest.approx(20.0, abs=1e-3)
     assert after(state(10.0), straight(0.0), 5.0).speed == 0.0
-    assert after(state(10.0), -straight(3.0), 5.0).speed == 0.0  # it does not reverse
+    assert after(state(10.0), -straight(3.0), 5.0).speed == 0.0  # the vehicle does not reverse
     assert after(state(0.0), straight(6.0), 5.0).speed == pytest.approx(6.0, abs=0.05)
     turn = 10.0 * vehicle.WAYPOINT_S * np.arange(1, 17) / 50.0  # on a circle of 50 m to the left
     circle = 50.0 * np.stack([np.sin(turn), 1 - np.cos(turn)], axis=-1)
     begun = after(state(10.0), circle, 2.0)
     turned = after(begun, circle, 1.0).yaw - begun.yaw
-    assert turned == pytest.approx(10.0 / 50.0, rel=0.05)  # chords are inside it
+    assert turned == pytest.approx(10.0 / 50.0, rel=0.05)  # the chords lie inside the circle
 
 
-def test_no_steering_asks_more_than_the_tyres_hold():
+def test_steering_is_limited_by_the_grip_of_the_tyres():
     fast = vehicle.advance(state(30.0), 3.0, 0.0, lambda _: 0.6, 1.0)
     assert 30.0**2 * math.tan(fast.steer) / 3.0 == pytest.approx(vehicle.GRIP_MPS2, rel=0.1)
 
 
-def test_actions_out_of_range_are_clipped_and_what_is_no_action_is_refused():
+def test_actions_out_of_range_are_clipped_and_invalid_ones_refused():
     made = DriveEnv(cameras=None, action="controls", seconds=2.0)
     ends = []
     for action in ([100.0, 9.0], [4.0, 0.6]):
@@ -226,7 +226,7 @@ def test_actions_out_of_range_are_clipped_and_what_is_no_action_is_refused():
             made.step(np.array(wrong))
 
 
-def test_who_leaves_the_road_by_far_has_ended_the_episode():
+def test_episode_ends_far_off_the_road():
     made = DriveEnv(cameras=None, action="controls")
     made.reset(seed=1)
     info = drive_with(made, lambda env: np.array([2.0, -0.3]))
@@ -245,12 +245,12 @@ def test_who_leaves_the_road_by_far_has_ended_the_episode():
         ({"render_mode": "human"}, "render_mode"),
     ],
 )
-def test_what_there_is_not_is_named(values, message):
+def test_unknown_options_are_named_in_the_error(values, message):
     with pytest.raises(AvomniError, match=message):
         DriveEnv(**values)
 
 
-def test_a_scene_too_short_and_an_unknown_option_are_refused(blind):
+def test_too_short_scene_and_unknown_reset_option_are_refused(blind):
     with pytest.raises(AvomniError, match=r"the recorded drive spans[\s\S]*clip_seconds"):
         DriveEnv(cameras=None, seconds=30.0).reset(seed=1)
     with pytest.raises(AvomniError, match="unknown options colour"):
@@ -261,7 +261,7 @@ FOLLOWED = 12  # a seed whose recorded car drives 20 m/s and is followed by anot
 
 
 def followed(blind: DriveEnv, kind: str) -> tuple[Episode, int, np.ndarray]:
-    """The ego brakes in its lane before somebody who follows it: who, and his way in m."""
+    """Brake in front of a following car; returns the episode, its index, its positions in m."""
     blind.reset(seed=FOLLOWED, options={"traffic": kind})
     behind = [v.follows and v.along_m < 0 for v in blind.scene.vehicles].index(True)
     assert blind.state.speed > 15
@@ -287,8 +287,8 @@ def test_idm_brakes_behind_the_ego_and_replay_does_not(blind):
     assert behind in contacts(replayed)
 
 
-def test_car_following_keeps_a_distance():
-    """A car at 20 m/s that sees another one stand 80 m ahead, and one that brakes before it."""
+def test_car_following_keeps_its_distance():
+    """A car at 20 m/s behind a car standing 80 m ahead, and behind a braking one."""
     for other, slows in ((0.0, 0.0), (20.0, -4.0)):
         speed, gap, hardest = 20.0, 80.0 if other == 0 else 20.0, 0.0
         for _ in range(300):
@@ -299,14 +299,14 @@ def test_car_following_keeps_a_distance():
             speed, other = max(speed + pull * 0.1, 0.0), max(other + slows * 0.1, 0.0)
         assert speed < 0.05 and 0.5 < gap < 3.0
         assert hardest > -7.0
-    # Near, but not slower: no reason to brake hard.
+    # A near car that is not slower needs no hard braking.
     assert traffic.car_following(20.0, 8.0, 21.0) > -2.5
     assert traffic.car_following(20.0, 8.0, 5.0) == -traffic.HARDEST
 
 
 @pytest.mark.parametrize("kind", traffic.KINDS)
 @pytest.mark.parametrize("event", EVENTS)
-def test_events_happen_and_the_expert_gets_through_without_contact(blind, event, kind):
+def test_expert_drives_through_events_without_contact(blind, event, kind):
     blind.reset(seed=3, options={"event": event, "traffic": kind})
     assert id(blind.traffic.vehicles[-1]) not in map(id, blind.scene.vehicles)
     aside = []
@@ -334,7 +334,7 @@ def test_events_happen_and_the_expert_gets_through_without_contact(blind, event,
         assert turned[20:60].max() > 0.03
 
 
-def test_an_event_changes_nobody_but_those_who_make_room(blind):
+def test_event_only_removes_vehicles_in_its_way(blind):
     blind.reset(seed=3)
     usual = blind.traffic.vehicles
     assert list(map(id, usual)) == list(map(id, blind.scene.vehicles))
@@ -346,7 +346,7 @@ def test_an_event_changes_nobody_but_those_who_make_room(blind):
         assert np.array_equal(blind.traffic.poses(), first)
 
 
-def test_the_road_goes_on_to_the_end_of_the_longest_episode():
+def test_road_reaches_the_end_of_the_longest_episode():
     made = DriveEnv(cameras=None, seconds=17.0)
 
     def hurry(env: DriveEnv) -> np.ndarray:
@@ -365,18 +365,18 @@ def test_the_road_goes_on_to_the_end_of_the_longest_episode():
         assert len(made.episode().ego) > 60
 
 
-def test_a_place_beside_the_road_is_found_again():
+def test_locate_inverts_place():
     road = make_scene(4, "meadow", 2.0).road
     rng = np.random.default_rng(3)
     for along, left in zip(rng.uniform(-300, 600, 30), rng.uniform(-8, 8, 30), strict=True):
         (x, y), heading = road.place(np.array(along), np.array(left))
-        found = road.locate(float(x), float(y), along + rng.uniform(-20, 20))
-        assert found == pytest.approx((along, left, float(heading)), abs=2e-2)
+        located = road.locate(float(x), float(y), along + rng.uniform(-20, 20))
+        assert located == pytest.approx((along, left, float(heading)), abs=2e-2)
     assert drive.NEAR_M > 20
 
 
 @pytest.mark.parametrize("seed", [2, 9])
-def test_the_expert_comes_back_to_the_lanes_middle(blind, seed):
+def test_expert_returns_to_the_middle_of_the_lane(blind, seed):
     scene = make_scene(seed, "harbour", 8.0, strays=True)
     blind.reset(options={"scene": scene})
     strayed = abs(blind.left_m)

@@ -1,4 +1,4 @@
-"""Scores of drives that are made by hand, the ladder of policies, and what each policy answers."""
+"""Scores of hand-made episodes, the ladder of policies, and the waypoints of each policy."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ ROAD = np.stack([np.arange(-50.0, 300.0), np.zeros(350), np.zeros(350)], axis=1)
 
 
 def along(speed, start=0.0, left=0.0, yaw=0.0, time=TIME):
-    """(T, 4) on the straight road, which leads to +x: speeds or one speed, metres to the left."""
+    """(T, 4) poses on the straight road along +x; `speed` in m/s, `left` in m."""
     speeds = np.broadcast_to(np.asarray(speed, float), time.shape)
     x = start + np.concatenate([[0.0], np.cumsum(speeds[:-1] * STEP_S)])
     return np.stack([x, left + 0 * time, yaw + 0 * time, speeds], axis=1)
 
 
 def track(poses, length=4.5, width=1.9):
-    """(T, 1, 6) of an actor whose box's middle is at poses (T, 4)."""
+    """(T, 1, 6) of an actor whose box is centred at poses (T, 4)."""
     sides = np.broadcast_to((length, width), (len(poses), 2))
     return np.concatenate([poses, sides], axis=1)[:, None]
 
@@ -51,7 +51,7 @@ def episode(ego, *actors, static=None, reference=None, seed=0, **changes):
         "time_s": TIME[: len(ego)],
         "ego": ego,
         "size": SIZE,
-        "actors": np.concatenate([none, *(each[: len(ego)] for each in actors)], axis=1),
+        "actors": np.concatenate([none, *(actor[: len(ego)] for actor in actors)], axis=1),
         "is_static": np.array(static or [False] * len(actors), bool),
         "road": ROAD,
         "lane_width": LANE,
@@ -68,7 +68,7 @@ def columns(scores):
 ALL_RIGHT = dict.fromkeys(COLUMNS, 1.0)
 
 
-def test_the_recorded_drive_itself_has_all_scores():
+def test_recorded_drive_has_full_scores():
     scores = terms(episode(along(5.0)))
     assert scores.scene_score == scores.progress == 1.0
     assert columns(scores) == ALL_RIGHT
@@ -76,8 +76,8 @@ def test_the_recorded_drive_itself_has_all_scores():
     assert scores.contacts == () and scores.km == pytest.approx(0.06)
 
 
-def test_who_is_rear_ended_is_not_at_fault_and_keeps_the_progress_until_then():
-    # Its front is 7.75 m behind the ego's rear bumper, and 5 m/s faster: 1.75 s.
+def test_rear_end_collision_is_not_the_egos_fault():
+    # The actor starts 7.75 m behind the ego and is 5 m/s faster: contact after 1.75 s.
     scores = terms(episode(along(5.0), track(along(10.0, start=-12.0))))
     assert scores.contacts == (Contact(18, 0, "rear"),)
     assert scores.cut_s == pytest.approx(1.8)
@@ -87,11 +87,11 @@ def test_who_is_rear_ended_is_not_at_fault_and_keeps_the_progress_until_then():
     assert columns(scores) == ALL_RIGHT
 
 
-def test_a_car_that_ghosts_in_from_behind_is_one_rear_contact_and_never_a_front_hit():
-    ghost = along(15.0, start=-20.0)  # it goes on through the ego, and out at its front
-    drive = episode(along(5.0), track(ghost))
-    ahead = ghost[:, 0] - 2.25 > drive.ego[:, 0] + 3.8
-    assert ahead.any(), "it comes out at the front"
+def test_actor_passing_through_from_behind_is_one_rear_contact():
+    poses = along(15.0, start=-20.0)  # the actor passes through the ego and leaves at its front
+    drive = episode(along(5.0), track(poses))
+    ahead = poses[:, 0] - 2.25 > drive.ego[:, 0] + 3.8
+    assert ahead.any(), "the actor must leave at the ego's front"
     scores = terms(drive)
     assert [contact.side for contact in scores.contacts] == ["rear"]
     assert scores.nc == scores.ttc == 1.0 and scores.num_collisions == 0
@@ -99,7 +99,7 @@ def test_a_car_that_ghosts_in_from_behind_is_one_rear_contact_and_never_a_front_
 
 
 def from_the_left(speed, left, at):
-    """A short car beside the ego's middle that comes nearer by 1 m/s, from `left` m on."""
+    """A short car beside the ego's middle that approaches at 1 m/s, starting `left` m away."""
     beside = along(speed, start=at)
     beside[:, 1] = left - TIME
     return track(beside, length=3.0)
@@ -108,13 +108,13 @@ def from_the_left(speed, left, at):
 @pytest.mark.parametrize(
     ("ego_left", "nc"), [(1.5, 0.0), (0.0, 1.0)], ids=["in two lanes", "in its own lane"]
 )
-def test_a_hit_at_the_side_is_the_egos_fault_where_it_is_in_two_lanes(ego_left, nc):
+def test_side_collision_is_at_fault_only_if_the_ego_is_in_two_lanes(ego_left, nc):
     drive = episode(along(8.0, left=ego_left), from_the_left(8.0, ego_left + 3.0, at=1.4))
     scores = terms(drive)
-    # 3.0 m between their middles, 1.9 m of it is car.
+    # 3.0 m between the centres, of which 1.9 m are the cars.
     assert scores.contacts == (Contact(11, 0, "side"),)
     assert scores.nc == nc
-    # AlpaSim does not ask for lanes.
+    # AlpaSim's score does not consider lanes.
     assert scores.failure == "collision" and scores.scene_score == 0.0
     assert scores.num_collisions == 1
 
@@ -124,7 +124,7 @@ def test_a_hit_at_the_side_is_the_egos_fault_where_it_is_in_two_lanes(ego_left, 
     [(2.0, False, 0.0), (0.0, False, 0.0), (0.0, True, 0.5)],
     ids=["a slower car", "a car that stands", "a static object"],
 )
-def test_a_frontal_hit_is_at_fault(speed, static, nc):
+def test_frontal_collision_is_at_fault(speed, static, nc):
     ahead = track(along(speed, start=30.0))
     scores = terms(episode(along(10.0), ahead, static=[static]))
     assert [contact.side for contact in scores.contacts] == ["front"]
@@ -132,18 +132,18 @@ def test_a_frontal_hit_is_at_fault(speed, static, nc):
     assert (scores.failure, scores.scene_score) == ("collision", 0.0)
 
 
-def test_a_car_ahead_at_the_same_speed_is_no_danger():
+def test_car_ahead_at_the_same_speed_keeps_the_ttc_score():
     assert terms(episode(along(10.0), track(along(10.0, start=12.0)))).ttc == 1.0
 
 
-def test_who_comes_near_and_brakes_in_time_has_no_time_to_collision_all_the_same():
+def test_late_braking_without_contact_loses_the_ttc_score():
     speeds = np.clip(12 - 4 * np.maximum(TIME - 1, 0), 0, 12)  # stops after 12 + 18 m, at 4 s
     scores = terms(episode(along(speeds), track(along(0.0, start=37.2))))
     assert scores.contacts == ()
     assert (scores.ttc, scores.nc) == (0.0, 1.0)
 
 
-def test_drifting_off_the_road_ends_the_score_where_a_corner_leaves_it():
+def test_drifting_off_the_road_ends_the_score_at_the_first_corner():
     ego = along(5.0)
     ego[:, 1] = -0.5 * TIME
     ego[:, 2] = np.arctan2(-0.5, 5.0)
@@ -159,13 +159,13 @@ def test_drifting_off_the_road_ends_the_score_where_a_corner_leaves_it():
     assert seen.turned_rad == pytest.approx(ego[:, 2])
 
 
-def test_who_stands_all_the_time_has_no_progress_and_harms_nobody():
+def test_standing_still_has_no_progress_and_no_other_deduction():
     scores = terms(episode(along(0.0)))
     assert scores.scene_score == scores.progress == scores.ep == scores.km == 0.0
     assert columns(scores) | {"ep": 1.0} == ALL_RIGHT
 
 
-def test_who_is_run_into_while_standing_is_at_fault_for_alpasim_and_not_for_navsim():
+def test_collision_while_standing_counts_for_alpasim_but_not_navsim():
     oncoming = track(along(-6.0, start=40.0))
     scores = terms(episode(along(0.0), oncoming))
     assert [contact.side for contact in scores.contacts] == ["front"]
@@ -173,12 +173,12 @@ def test_who_is_run_into_while_standing_is_at_fault_for_alpasim_and_not_for_navs
 
 
 @pytest.mark.parametrize(("length", "score"), [(4.999, 1.0), (5.0, 0.0)])
-def test_a_short_recorded_path_asks_for_no_progress(length, score):
+def test_short_recorded_path_requires_no_progress(length, score):
     reference = along(length / 12)
     assert terms(episode(along(0.0), reference=reference)).scene_score == pytest.approx(score)
 
 
-def test_a_recorded_drive_that_stood_asks_for_nothing():
+def test_standing_recorded_drive_requires_no_progress():
     scores = terms(episode(along(0.0), reference=along(0.0)))
     assert scores.scene_score == scores.ep == scores.progress == 1.0
 
@@ -186,7 +186,7 @@ def test_a_recorded_drive_that_stood_asks_for_nothing():
 @pytest.mark.parametrize(
     ("share", "score"), [(0.8, 1.0), (0.79, 0.9875), (0.4, 0.5), (1.5, 1.0), (-0.5, 0.0)]
 )
-def test_progress_is_full_from_four_fifths_on(share, score):
+def test_progress_of_80_percent_gives_the_full_scene_score(share, score):
     scores = terms(episode(along(5.0 * share)))
     assert scores.scene_score == pytest.approx(score)
     assert scores.ep == pytest.approx(min(max(share, 0), 1))
@@ -200,10 +200,10 @@ def test_progress_is_full_from_four_fifths_on(share, score):
         (5.999, 3.6, 0.0, 0.5),
         (6.0, 3.6, 0.0, 0.0),
         (6.0, 1.8, 0.0, 1.0),  # the middle is still in its lane
-        (6.0, 0.0, np.pi, 0.0),  # back along its own lane
+        (6.0, 0.0, np.pi, 0.0),  # backwards in its own lane
     ],
 )
-def test_metres_against_the_direction_are_counted_within_a_second(metres, left, yaw, ddc):
+def test_wrong_way_distance_within_a_second_lowers_ddc(metres, left, yaw, ddc):
     ego = along(metres / 1.1 * np.cos(yaw), left=left, yaw=yaw, start=100.0)
     ego[:, 3] = np.abs(ego[:, 3])
     assert terms(episode(ego)).ddc == ddc
@@ -212,13 +212,13 @@ def test_metres_against_the_direction_are_counted_within_a_second(metres, left, 
 @pytest.mark.parametrize(
     ("accel", "comfort"), [(-4.05, 1.0), (-4.06, 0.0), (2.4, 1.0), (2.41, 0.0)]
 )
-def test_braking_and_speeding_up_are_comfortable_up_to_their_bounds(accel, comfort):
+def test_comfort_depends_on_the_acceleration_limits(accel, comfort):
     speeds = (50.0 if accel < 0 else 0.0) + accel * TIME
     ego = along(speeds[:101], time=TIME[:101])
     assert terms(episode(ego)).comfort == comfort
 
 
-def test_a_sudden_brake_is_felt_by_its_jerk_alone():
+def test_sudden_braking_is_uncomfortable():
     gentle = np.clip(15 - 3.5 * np.clip(TIME - 2, 0, None), 0, None)
     scores = terms(episode(along(gentle)))
     assert scores.comfort == 1.0
@@ -226,7 +226,7 @@ def test_a_sudden_brake_is_felt_by_its_jerk_alone():
     assert terms(episode(along(sudden))).comfort == 0.0
 
 
-def test_a_drive_of_a_few_steps_is_scored_too():
+def test_episode_of_three_steps_is_scored():
     scores = terms(episode(along(5.0)[:3]))
     assert scores.comfort == 1.0 and 0 < scores.scene_score < 0.1
 
@@ -234,14 +234,14 @@ def test_a_drive_of_a_few_steps_is_scored_too():
 @pytest.mark.parametrize(
     ("left", "steps", "lk"), [(0.5, 121, 1.0), (0.51, 19, 1.0), (0.51, 20, 0.0)]
 )
-def test_lane_keeping_is_lost_after_two_seconds_beside_the_lane(left, steps, lk):
+def test_lane_keeping_fails_after_two_seconds_off_centre(left, steps, lk):
     ego = along(5.0)
     ego[30 : 30 + steps, 1] = left
     assert terms(episode(ego)).lk == lk
 
 
 @pytest.mark.parametrize(("left", "dac"), [(-1.95, 1.0), (-1.951, 0.0), (5.55, 1.0), (5.551, 0.0)])
-def test_a_corner_on_the_edge_of_the_road_is_still_on_it(left, dac):
+def test_corner_on_the_road_edge_is_still_on_the_road(left, dac):
     assert terms(episode(along(5.0, left=left))).dac == dac
 
 
@@ -252,24 +252,24 @@ def test_boxes_that_just_touch_are_in_contact():
         assert len(terms(drive).contacts) == num
 
 
-def test_who_is_not_there_is_not_hit():
+def test_absent_actors_cause_no_contact():
     absent = track(along(0.0, start=30.0))
     absent[:40] = np.nan  # the ego has passed by then
     absent[40:, :, 1] = 40.0
     assert terms(episode(along(10.0), absent, track(along(0.0) * np.nan))).contacts == ()
 
 
-def test_places_beside_a_bend_are_measured_from_its_middle():
+def test_positions_beside_a_bend_are_relative_to_its_centre_line():
     angle = np.linspace(0, np.pi / 2, 100)  # to the left around (0, 30)
     bend = np.stack([30 * np.sin(angle), 30 - 30 * np.cos(angle), angle], axis=1)
     at = np.linspace(0.1, 1.4, 20)
     for left in (-3.0, 0.0, 4.0):
         radius = 30 - left
         points = np.stack([radius * np.sin(at), 30 - radius * np.cos(at)], axis=1)
-        found = geometry.beside(bend, points)
-        assert found[0] == pytest.approx(30 * at, abs=0.05)
-        assert found[1] == pytest.approx(np.full(20, left), abs=0.01)
-        assert found[2] == pytest.approx(at, abs=0.002)
+        located = geometry.beside(bend, points)
+        assert located[0] == pytest.approx(30 * at, abs=0.05)
+        assert located[1] == pytest.approx(np.full(20, left), abs=0.01)
+        assert located[2] == pytest.approx(at, abs=0.002)
     beyond = geometry.beside(bend, np.array([[-2.0, 1.0], [28.0, 35.0]]))
     assert beyond[1] == pytest.approx([1.0, 2.0], abs=0.05)
     assert beyond[0] == pytest.approx([0.0, 30 * np.pi / 2], abs=0.01)
@@ -280,7 +280,7 @@ any_box = st.tuples(numbers, numbers, numbers, st.floats(0, 6), st.floats(0.1, 3
 
 
 @given(any_box, any_box)
-def test_boxes_touch_as_the_points_in_them_do(a, b):
+def test_touch_agrees_with_points_sampled_inside_the_boxes(a, b):
     grid = np.linspace(-0.5, 0.5, 21)
     ahead, left = (part.ravel() for part in np.meshgrid(grid, grid))
 
@@ -289,8 +289,8 @@ def test_boxes_touch_as_the_points_in_them_do(a, b):
         return turned + complex(box[0], box[1])
 
     def holds(box, places):
-        own = (places - complex(box[0], box[1])) * np.exp(-1j * box[2])
-        return (np.abs(own.real) <= box[3] / 2) & (np.abs(own.imag) <= box[4] / 2)
+        relative = (places - complex(box[0], box[1])) * np.exp(-1j * box[2])
+        return (np.abs(relative.real) <= box[3] / 2) & (np.abs(relative.imag) <= box[4] / 2)
 
     touched = bool(geometry.touch(a, b))
     assert touched == bool(geometry.touch(b, a))
@@ -303,7 +303,7 @@ def test_boxes_touch_as_the_points_in_them_do(a, b):
 
 @st.composite
 def drives(draw):
-    """A car that wanders about among two others."""
+    """An episode of a car with random steering between two others."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
     def wandering(start, left, speed):
@@ -323,7 +323,7 @@ def drives(draw):
 
 @settings(max_examples=30)
 @given(drives(), st.integers(0, 2**32 - 1))
-def test_scores_are_shares_and_nothing_after_the_first_event_counts(drive, seed):
+def test_scores_are_between_0_and_1_and_ignore_steps_after_the_cut(drive, seed):
     scores = terms(drive)
     assert 0 <= scores.scene_score <= 1 and 0 <= scores.progress <= 1
     assert all(0 <= value <= 1 for value in columns(scores).values())
@@ -351,7 +351,7 @@ def as_far(share, seed):
 @pytest.fixture(scope="module")
 def shares():
     rng = np.random.default_rng(3)
-    road = rng.uniform(0.2, 0.6, 30)  # some seeds are harder, for all
+    road = rng.uniform(0.2, 0.6, 30)  # some seeds are harder for all policies
     return {
         "constant_velocity": road - 0.1 + rng.normal(0, 0.01, 30),
         "adapted": road,
@@ -364,13 +364,13 @@ def shares():
 def ladder_of_policies(shares):
     return driven(
         {
-            name: [as_far(share, seed) for seed, share in enumerate(own)]
-            for name, own in shares.items()
+            name: [as_far(share, seed) for seed, share in enumerate(policy_shares)]
+            for name, policy_shares in shares.items()
         }
     )
 
 
-def test_the_ladder_has_an_entry_for_each_policy_in_its_order(ladder_of_policies, shares):
+def test_ladder_has_one_entry_per_policy_in_fixed_order(ladder_of_policies, shares):
     drive = ladder_of_policies.figures["drive"]
     assert [entry["name"] for entry in drive] == [
         *("constant_velocity", "blind", "adapted", "tests.test_driving_figures:mine")
@@ -391,18 +391,20 @@ def test_the_ladder_has_an_entry_for_each_policy_in_its_order(ladder_of_policies
     assert json.loads(json.dumps(ladder_of_policies.figures)) == ladder_of_policies.figures
 
 
-def test_differences_are_paired_by_seed_and_surer_than_either_score(ladder_of_policies, shares):
+def test_differences_are_paired_by_seed_and_have_narrow_intervals(ladder_of_policies, shares):
     by_name = {entry["name"]: entry for entry in ladder_of_policies.figures["drive"]}
     slow = by_name["constant_velocity"]
     apart = (shares["constant_velocity"] - shares["adapted"]) / 0.8
     assert slow["difference_to_model"] == pytest.approx(apart.mean())
     assert slow["difference_low"] < apart.mean() < slow["difference_high"] < 0
     assert slow["difference_high"] - slow["difference_low"] < 0.1 * (slow["high"] - slow["low"])
-    own = by_name["adapted"]
-    assert own["difference_to_model"] == own["difference_low"] == own["difference_high"] == 0.0
+    model = by_name["adapted"]
+    assert (
+        model["difference_to_model"] == model["difference_low"] == model["difference_high"] == 0.0
+    )
 
 
-def test_figures_follow_from_the_scores_alone_in_any_order(ladder_of_policies):
+def test_figures_do_not_depend_on_the_order_of_the_scores(ladder_of_policies):
     scores = ladder_of_policies.scores
     assert ladder.figures(scores) == ladder_of_policies.figures
     mixed = ladder.figures(scores.sample(frac=1, random_state=1))["drive"]
@@ -412,7 +414,7 @@ def test_figures_follow_from_the_scores_alone_in_any_order(ladder_of_policies):
             assert entry[figure] == pytest.approx(other[figure])
 
 
-def test_claims_are_made_where_the_interval_bears_them_out(ladder_of_policies):
+def test_claims_follow_from_the_intervals(ladder_of_policies):
     better, sees = ladder_of_policies.figures["claims"]
     assert better["holds"] and not sees["holds"]
     assert better["text"].startswith("the model drives better than constant velocity by 0.1")
@@ -437,7 +439,7 @@ def test_few_episodes_support_no_claim_and_one_has_no_interval():
     assert "none" in str(one)
 
 
-def test_the_table_is_shown_as_text_and_as_html(ladder_of_policies):
+def test_ladder_is_shown_as_text_and_html(ladder_of_policies):
     text, page = str(ladder_of_policies), ladder_of_policies._repr_html_()
     for word in ("adapted model", "constant velocity", "scene score", "NC", "collisions/km"):
         assert word in text and word in page
@@ -445,7 +447,7 @@ def test_the_table_is_shown_as_text_and_as_html(ladder_of_policies):
     assert text.splitlines()[-1] == ladder_of_policies.figures["claims"][-1]["text"]
 
 
-def test_events_are_counted_by_the_km_of_all_drives():
+def test_events_per_km_use_the_distance_of_all_episodes():
     hit = episode(along(10.0), track(along(0.0, start=30.0)), seed=0)  # 120 m
     free = episode(along(10.0), track(along(0.0) * np.nan), seed=1)
     (entry,) = driven({"ctra": [hit, free]}).figures["drive"]
@@ -454,7 +456,7 @@ def test_events_are_counted_by_the_km_of_all_drives():
     assert entry["terms"]["collisions_per_km"] is None
 
 
-def test_the_worst_drives_are_those_of_the_lowest_score():
+def test_worst_returns_the_episodes_with_the_lowest_scores():
     result = driven(
         {"adapted": [as_far(share, seed) for seed, share in enumerate((0.5, 0.2, 0.4))]}
     )
@@ -464,7 +466,7 @@ def test_the_worst_drives_are_those_of_the_lowest_score():
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 3), (0, 1), (0, 1, 1)])
-def test_policies_that_drove_other_episodes_are_refused(seeds):
+def test_policies_with_different_episodes_are_refused(seeds):
     adapted = [as_far(0.5, seed) for seed in range(3)]
     with pytest.raises(AvomniError, match="did not drive the same episodes"):
         driven({"adapted": adapted, "ctra": [as_far(0.5, seed) for seed in seeds]})
@@ -476,7 +478,7 @@ HISTORY_S = np.arange(-16, 1) * STEP_S
 
 
 def seen_at(speed=8.0, yaw_rate=0.0, accel=0.0, pictures=None):
-    """An observation of a car that has driven so for 1.6 s."""
+    """An observation after 1.6 s of this motion."""
     motion = motion_models.Motion(speed, accel, yaw_rate)
     xy, yaw = motion.poses(HISTORY_S)
     speeds = speed + accel * HISTORY_S
@@ -496,7 +498,7 @@ def no_answerer():
     ("name", "yaw_rate", "accel"),
     [("constant_velocity", 0.0, 0.0), ("ctra", 0.2, 1.5), ("ctra", -0.1, -0.5)],
 )
-def test_motion_goes_on_as_it_was(name, yaw_rate, accel):
+def test_motion_policies_continue_the_past_motion(name, yaw_rate, accel):
     drives = policies.policy(name, p_of(), no_answerer)
     waypoints = drives(seen_at(8.0, yaw_rate, accel))
     wanted, _ = motion_models.Motion(8.0, accel, yaw_rate).poses(AHEAD_S)
@@ -504,16 +506,16 @@ def test_motion_goes_on_as_it_was(name, yaw_rate, accel):
     assert waypoints == pytest.approx(wanted, abs=0.05)
 
 
-def test_motion_of_which_little_is_known_goes_straight_on():
+def test_ctra_with_a_short_history_goes_straight():
     observation = seen_at(8.0, 0.3, 1.0)
     observation["ego"][:-3] = np.nan
     waypoints = policies.policy("ctra", p_of(), no_answerer)(observation)
     assert waypoints == pytest.approx(np.stack([8 * AHEAD_S, 0 * AHEAD_S], axis=1), abs=1e-5)
 
 
-def test_the_ridge_learns_from_training_windows_alone(monkeypatch):
+def test_ego_motion_policy_is_fitted_on_training_windows_only(monkeypatch):
     class Curves:
-        """Cars that go on as they did; those of the test split do not."""
+        """Windows whose future continues their past; test windows must not be read."""
 
         def __len__(self):
             return 60
@@ -540,15 +542,15 @@ def test_the_ridge_learns_from_training_windows_alone(monkeypatch):
 
 
 def followed(drives, reference, steps):
-    """Places (T,) complex of a car that goes where it was told, exactly, and starts as recorded."""
+    """(T,) complex positions of a car that follows the waypoints from the recorded start."""
     place, yaw = complex(*reference[0, :2]), reference[0, 2]
     places, yaws = [place], [yaw]
     drives.start(0, reference)
     for _ in range(steps):
         recent = np.arange(len(places))[-17:]
-        own = [(places[i] - place) * np.exp(-1j * yaw) for i in recent]
+        relative = [(places[i] - place) * np.exp(-1j * yaw) for i in recent]
         ego = np.full((17, 4), np.nan)
-        ego[-len(recent) :, 0], ego[-len(recent) :, 1] = np.real(own), np.imag(own)
+        ego[-len(recent) :, 0], ego[-len(recent) :, 1] = np.real(relative), np.imag(relative)
         ego[-len(recent) :, 2], ego[:, 3] = np.array(yaws)[recent] - yaw, reference[0, 3]
         x, y = drives({"ego": ego.astype(np.float32)}, 0)[0] / 4
         yaw, place = yaw + np.arctan2(y, x) * 0.2, place + complex(x, y) * np.exp(1j * yaw)
@@ -557,14 +559,14 @@ def followed(drives, reference, steps):
     return np.array(places)
 
 
-def test_log_replay_goes_where_the_recorded_drive_went_and_straight_on_after_it():
+def test_log_replay_follows_the_recorded_drive_and_then_goes_straight():
     angle = 0.02 * np.arange(100)
     reference = np.stack(
         [100 + 30 * np.sin(angle), 50 - 30 * np.cos(angle), angle, np.full(100, 6.0)], axis=1
     )
     places = followed(policies.LogReplay(), reference, 90)
     recorded = reference[:, 0] + 1j * reference[:, 1]
-    # It cuts the corner to a point 0.4 s ahead, and does not drift.
+    # Aiming at the point 0.4 s ahead cuts the corner slightly but does not drift.
     assert np.abs(places - recorded[:91]).max() < 0.1
     drives = policies.LogReplay()
     drives.start(0, reference[:5])
@@ -573,7 +575,7 @@ def test_log_replay_goes_where_the_recorded_drive_went_and_straight_on_after_it(
 
 
 class Recorded:
-    """A model that is asked, and says a straight path at the last picture's brightness in m/s."""
+    """A model that predicts a straight path, its speed in m/s the brightness of the last image."""
 
     name = "adapted"
 
@@ -582,7 +584,7 @@ class Recorded:
         self.model = self.conversation = None
         self.asked, self.histories = [], []
 
-    def say(self, model, talk, frames, max_new_tokens, *, histories, constrained):
+    def say(self, model, conversation, frames, max_new_tokens, *, histories, constrained):
         self.asked.append(np.array(frames))
         self.histories.append(histories)
         return [self.path(float(window[-1].mean())) for window in frames]
@@ -608,17 +610,17 @@ def shaded(value):
 
 
 def speeds_of(drives, values, number=0, speed=8.0):
-    """The speed (m/s) that the waypoints say at each step, with pictures of these brightnesses."""
+    """The speed (m/s) of the waypoints at each step, for images of these brightnesses."""
     drives.start(number, along(5.0))
     waypoints = [drives(seen_at(speed, pictures=shaded(value)), number) for value in values]
-    return [float(each[0, 0] / 0.4) for each in waypoints]
+    return [float(path[0, 0] / 0.4) for path in waypoints]
 
 
-def test_the_model_is_shown_its_window_and_followed_until_the_next_answer(asked):
+def test_model_policy_follows_each_path_until_the_next_prediction(asked):
     drives, answerer = asked()
     speeds = speeds_of(drives, range(1, 14))
-    # Ticks are every second step; the window of three is whole at tick 2, answers at each second
-    # tick.
+    # There is a tick every second step. The window of three is complete at tick 2, and the model
+    # predicts at every second tick.
     assert drives.warm_up_s == pytest.approx(0.4)
     assert "first 0.4 s" in drives.note
     shown = [window[0].mean(axis=(1, 2, 3)).tolist() for window in answerer.asked]
@@ -626,12 +628,12 @@ def test_the_model_is_shown_its_window_and_followed_until_the_next_answer(asked)
     assert answerer.asked[0].shape == (1, 3, 16, 24, 3)
     assert speeds[:4] == pytest.approx([8.0] * 4, abs=1e-5)
     assert [speeds[step] for step in (4, 8, 12)] == pytest.approx([5.0, 9.0, 13.0], abs=0.02)
-    # Told to drive at 5 m/s it went 8: the path is left behind as it is seen from where it is now.
+    # The car drove 8 m/s and the path has 5 m/s, so the car is ahead of the path.
     assert speeds[5] == pytest.approx((5 * 0.5 - 8 * 0.1) / 0.4, abs=0.02)
     assert (drives.num_answers, drives.num_unread) == (3, 0)
 
 
-def test_several_episodes_are_answered_in_one_batch_as_each_by_itself(asked):
+def test_several_episodes_are_predicted_in_one_batch(asked):
     drives, answerer = asked()
     alone = [speeds_of(drives, range(first, first + 9)) for first in (1, 50)]
     answerer.asked.clear()
@@ -645,27 +647,27 @@ def test_several_episodes_are_answered_in_one_batch_as_each_by_itself(asked):
         }
         together.append(drives.several(seen))
     assert [len(frames) for frames in answerer.asked] == [2, 2]
-    for number, own in zip((3, 7), alone, strict=True):
-        assert [float(each[number][0, 0] / 0.4) for each in together] == pytest.approx(own)
+    for number, single in zip((3, 7), alone, strict=True):
+        assert [float(paths[number][0, 0] / 0.4) for paths in together] == pytest.approx(single)
 
 
-def test_an_answer_that_cannot_be_read_leaves_the_last_path(asked):
+def test_unreadable_answer_keeps_the_last_path(asked):
     drives, answerer = asked(live={"hop": 1})
     speeds = speeds_of(drives, [8, 8, 8, 8, 8, 8, 250, 250, 250], speed=8.0)
     assert speeds == pytest.approx([8.0] * 9, abs=0.02)
     assert (drives.num_answers, drives.num_unread) == (3, 2)
 
 
-def test_half_of_the_path_before_stays_in_the_one_that_is_followed(asked):
+def test_smoothing_averages_the_new_path_with_the_previous_one(asked):
     drives, answerer = asked(driving={"smoothing": 0.5, "hop": 1})
     assert drives.hop == 1
     speeds = speeds_of(drives, [10] * 7 + [20] * 4)
-    # The stand-in rig does not move on, so a carried path seems a little faster at each step.
+    # The simulated rig does not move, so a carried path gets a little faster at each step.
     assert speeds[4] == pytest.approx(10, abs=0.1), "before the first answer there is no path"
     assert 15 < speeds[8] < 16 and 17 < speeds[9] < 18 and 18 < speeds[10] < 20
 
 
-def test_blind_it_is_shown_black_and_asked_once_for_all(asked):
+def test_blind_policy_gets_black_images_and_predicts_once(asked):
     drives, answerer = asked("blind")
     for number in range(4):
         drives.start(number, along(5.0))
@@ -675,11 +677,11 @@ def test_blind_it_is_shown_black_and_asked_once_for_all(asked):
     assert drives.name == "blind"
     assert [frames.shape[0] for frames in answerer.asked] == [1]
     assert not answerer.asked[0].any()
-    assert all(each == pytest.approx(0.0) for each in waypoints.values())
+    assert all(path == pytest.approx(0.0) for path in waypoints.values())
     assert drives.num_answers == 12
 
 
-def test_no_batch_is_larger_than_those_of_the_evaluation(asked):
+def test_batches_are_limited_by_the_evaluation_batch_size(asked):
     drives, answerer = asked(evaluation={"batch_size": 2})
     for number in range(5):
         drives.start(number, along(5.0))
@@ -692,7 +694,7 @@ def test_no_batch_is_larger_than_those_of_the_evaluation(asked):
     assert speeds == pytest.approx(list(range(5)), abs=0.02)
 
 
-def test_the_past_is_told_where_the_prompt_asks_for_it(asked):
+def test_prompt_contains_the_ego_history_of_each_episode(asked):
     drives, answerer = asked("blind", prompt={"ego_history": True})
     for number in range(2):
         drives.start(number, along(5.0))
@@ -704,14 +706,14 @@ def test_the_past_is_told_where_the_prompt_asks_for_it(asked):
     assert len(answerer.asked[0]) == 2
 
 
-def test_pictures_are_taken_at_the_last_step_before_each_tick(asked):
+def test_images_are_taken_at_the_last_step_before_each_tick(asked):
     drives, answerer = asked(processing={"sample_hz": 4}, live={"hop": 1})
     speeds_of(drives, range(0, 12))
     last = [int(window[0, -1].mean()) for window in answerer.asked]
     assert last == [5, 7, 10]  # 0.5, 0.75 and 1.0 s
 
 
-def test_a_model_that_cannot_drive_is_refused_before_it_is_loaded(asked):
+def test_model_that_cannot_drive_is_refused_before_it_is_loaded(asked):
     for changes, words in (
         ({"training": {"target": "summary_v1"}}, "summary_v1 says no path to drive along"),
         ({"processing": {"sample_hz": 20}}, "looks 20 times a second"),
@@ -724,7 +726,7 @@ def test_a_model_that_cannot_drive_is_refused_before_it_is_loaded(asked):
         drives(seen_at(8.0, pictures=shaded(1)[:3]))
 
 
-def test_a_path_that_is_followed_is_seen_from_where_the_car_is_now():
+def test_carried_path_is_relative_to_the_current_pose():
     turning = motion_models.Motion(6.0, 0.0, 0.3)
     ahead = np.arange(1, 65) * STEP_S
     plan, _ = turning.poses(ahead)
@@ -767,7 +769,7 @@ def mine(tmp_path, monkeypatch):
     return lambda name: policies.policy(f"my_policies:{name}", p_of(), no_answerer)
 
 
-def test_a_policy_of_the_users_own_drives(mine):
+def test_user_policy_drives(mine):
     drives = mine("straight")
     drives.start(0, along(5.0))
     assert drives.name == "my_policies:straight"
@@ -776,7 +778,7 @@ def test_a_policy_of_the_users_own_drives(mine):
     for number in (0, 1):
         counting.start(number, along(5.0))
     last = [counting.several({0: seen_at(), 1: seen_at()}) for _ in range(2)][-1]
-    assert last[0][0, 0] == last[1][0, 0] == 2, "each episode has an object of its own"
+    assert last[0][0, 0] == last[1][0, 0] == 2, "each episode has its own policy object"
 
 
 @pytest.mark.parametrize(
@@ -787,7 +789,7 @@ def test_a_policy_of_the_users_own_drives(mine):
         ("broken", "failed with KeyError: 'lidar'"),
     ],
 )
-def test_what_a_policy_of_the_users_own_does_wrong_is_told(mine, name, words):
+def test_user_policy_errors_are_explained(mine, name, words):
     drives = mine(name)
     drives.start(0, along(5.0))
     with pytest.raises(AvomniError, match=words):
@@ -804,6 +806,6 @@ def test_what_a_policy_of_the_users_own_does_wrong_is_told(mine, name, words):
         ("swerving", "unknown policy 'swerving'"),
     ],
 )
-def test_a_policy_that_there_is_not_is_refused(mine, name, words):
+def test_unknown_policy_is_refused(mine, name, words):
     with pytest.raises(AvomniError, match=words):
         policies.policy(name, p_of(), no_answerer)

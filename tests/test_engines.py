@@ -1,4 +1,4 @@
-"""Local processes and a Ray cluster of two nodes: the same results, the same bytes."""
+"""Local processes and a Ray cluster of two nodes give the same results."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from avomni_lib.workers import WAIT
 from tests.folder_run import chosen, content
 
 STORE_BYTES = 80 << 20
-# How soon a node that is killed is known to be dead.
+# Health checks that detect a killed node within seconds.
 QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
 QUICK |= {"health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}
 
 
 def node_of(seconds: float) -> JobOutcome:
-    """Sleeps, and says on which node in the place of a reason."""
+    """Sleeps; the outcome's `reason` is the id of the node."""
     time.sleep(seconds)
     import ray
 
@@ -40,7 +40,7 @@ def node_of(seconds: float) -> JobOutcome:
 
 
 def stuck(job: tuple[str, str, int]) -> JobOutcome:
-    """Says on one node that it has begun, and goes on for a minute; elsewhere it waits for that."""
+    """Touches a file and blocks for a minute on the given node; elsewhere waits for the file."""
     import ray
 
     folder, node_id, number = job
@@ -54,7 +54,7 @@ def stuck(job: tuple[str, str, int]) -> JobOutcome:
 
 
 def fragile(job: tuple[str, str]) -> JobOutcome:
-    """What befalls a worker: "dies" once, "kills" always, "hangs", "fills", "refuses", "breaks"."""
+    """A job with a fault: "dies" once, "kills" always, "hangs", "fills", "refuses", "breaks"."""
     folder, kind = Path(job[0]), job[1]
     first = not (folder / kind).exists()
     (folder / kind).touch()
@@ -73,7 +73,7 @@ def fragile(job: tuple[str, str]) -> JobOutcome:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator:
-    """Two nodes of one CPU on this machine; RAY_ADDRESS leads to them."""
+    """Two nodes of one CPU on this machine; RAY_ADDRESS is set to them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_raylet_start_wait_time_s", "120")  # where the machine is busy
@@ -89,7 +89,7 @@ def cluster() -> Iterator:
 
 @pytest.fixture(scope="module")
 def joined(cluster) -> Iterator:
-    """This process belongs to the cluster already, as a notebook's may: workers live on."""
+    """This process has joined the cluster, as a notebook may; its workers are reused."""
     import ray
 
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -108,8 +108,8 @@ def outcomes_of(p: Params, folder: Path, *kinds: str) -> dict[str, JobOutcome]:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{closed}", "nowhere", "127.0.0.1:port"])
-def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch, address):
-    """The first test that asks for Ray: this process belongs to no cluster yet."""
+def test_unreachable_cluster_is_reported_in_one_message(monkeypatch, address):
+    """Must run first: this process has not joined a cluster yet."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = address.format(closed=unused.getsockname()[1])
@@ -119,35 +119,35 @@ def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch, address):
     assert "`ray start --head`" in caught.value.fix
 
 
-def test_both_nodes_of_a_cluster_work_and_jobs_may_come_later(cluster):
-    told = []
+def test_both_nodes_work_and_jobs_may_be_added_later(cluster):
+    results = []
 
     def source() -> Iterator:
         yield 1.0
         yield 1.0
-        while len(told) < 2:
+        while len(results) < 2:
             yield WAIT
         yield 0.0
 
     for job, outcome in engines.run(params("ray"), node_of, source()):
-        told.append((job, outcome.reason))
-    assert [job for job, _ in told] == [1.0, 1.0, 0.0]
-    assert len({node for _, node in told[:2]}) == 2
+        results.append((job, outcome.reason))
+    assert [job for job, _ in results] == [1.0, 1.0, 0.0]
+    assert len({node for _, node in results[:2]}) == 2
 
 
-def test_on_ray_too_a_worker_may_die_or_hang(joined, tmp_path):
+def test_dead_and_hanging_ray_workers_are_reported_as_lost(joined, tmp_path):
     p = params("ray", clip_timeout_s=4)
-    found = outcomes_of(p, tmp_path, "hangs", "dies", "a", "kills", "fills")
+    outcomes = outcomes_of(p, tmp_path, "hangs", "dies", "a", "kills", "fills")
     for kind in ("kills", "hangs", "fills"):
-        outcome = found.pop(kind)
+        outcome = outcomes.pop(kind)
         assert outcome.is_lost
         assert re.search("process that read it died, and again .* alone", outcome.reason)
         how = "out of memory" if kind == "fills" else "longer than 4 s"
         assert how in outcome.reason
-    assert found == dict.fromkeys(["a", "dies"], JobOutcome(None, 1.5))
+    assert outcomes == dict.fromkeys(["a", "dies"], JobOutcome(None, 1.5))
 
 
-def test_what_a_job_raises_on_ray_is_raised_here(joined, tmp_path):
+def test_exception_in_a_ray_job_is_raised_by_the_driver(joined, tmp_path):
     with pytest.raises(AvomniError, match="no room left") as caught:
         outcomes_of(params("ray", 1), tmp_path, "refuses", "a")
     assert (caught.value.where, caught.value.fix) == ("here", "free some space")
@@ -156,7 +156,7 @@ def test_what_a_job_raises_on_ray_is_raised_here(joined, tmp_path):
     assert "in fragile" in caught.value.__notes__[0]
 
 
-def test_a_lost_assembly_is_an_error_and_no_damaged_clip(tmp_path):
+def test_lost_assembly_raises_an_error(tmp_path):
     work = parts.ChunkWork(tmp_path, 7, [], "key", [])
     job = parts.Assembly(work, {}, frozenset())
     with pytest.raises(AvomniError, match="a shard could not be assembled") as caught:
@@ -168,13 +168,13 @@ def die(job: object) -> JobOutcome:
     os._exit(3)
 
 
-def test_a_ray_cluster_makes_the_same_bytes(joined, small_set, small_cache, tmp_path):
+def test_ray_cluster_builds_the_same_bytes(joined, small_set, small_cache, tmp_path):
     p = chosen(tmp_path, small_set, engine="ray", num_workers=None)
     assert build.build(p).figures["num_clips_read"] == 8
     assert content(p.cache_dir) == small_cache
 
 
-def test_a_ray_worker_that_is_killed_costs_no_clip(joined, small_set, small_cache, tmp_path):
+def test_killed_ray_worker_loses_no_clip(joined, small_set, small_cache, tmp_path):
     p = chosen(tmp_path, small_set, engine="ray", num_workers=None)
     victims = []
 
@@ -192,8 +192,8 @@ def test_a_ray_worker_that_is_killed_costs_no_clip(joined, small_set, small_cach
     assert content(p.cache_dir) == small_cache
 
 
-def test_a_node_that_is_killed_costs_no_job(joined, tmp_path):
-    """The last test of the cluster: the node stays dead."""
+def test_killed_node_loses_no_job(joined, tmp_path):
+    """Must be the last test with the cluster: the node stays dead."""
     node = next(node for node in joined.worker_nodes)
     jobs = [(str(tmp_path), node.node_id, number) for number in range(4)]
 
@@ -204,13 +204,15 @@ def test_a_node_that_is_killed_costs_no_job(joined, tmp_path):
         return True
 
     with once(remove):
-        found = {job: outcome.reason for job, outcome in engines.run(params("ray"), stuck, jobs)}
+        node_by_job = {
+            job: outcome.reason for job, outcome in engines.run(params("ray"), stuck, jobs)
+        }
     assert list(tmp_path.iterdir()), "the node had a job"
-    assert sorted(found) == jobs and node.node_id not in found.values()
+    assert sorted(node_by_job) == jobs and node.node_id not in node_by_job.values()
 
 
 def once(act: Callable[[], bool]) -> threading.Thread:
-    """Beside what is done inside, `act` until it says True."""
+    """Call `act` in a thread during the `with` block until it returns True."""
 
     class Beside(threading.Thread):
         def __enter__(self) -> Beside:
@@ -229,7 +231,7 @@ def once(act: Callable[[], bool]) -> threading.Thread:
     return Beside()
 
 
-def test_without_a_cluster_ray_starts_on_this_machine_and_leaves_nothing(tmp_path):
+def test_ray_without_a_cluster_runs_locally_and_leaves_no_process(tmp_path):
     code = (
         "from avomni_lib.etl.run import engines\n"
         "from tests.test_engines import outcomes_of, params\n"
@@ -253,17 +255,17 @@ def test_without_a_cluster_ray_starts_on_this_machine_and_leaves_nothing(tmp_pat
     lines = ran.stdout.splitlines()
     assert lines[0].count("JobOutcome(reason=None") == 2
     assert lines[1].startswith("False False ") and lines[2] == "[]"
-    assert len(lines) == 3 and "INFO" not in ran.stderr, "Ray says nothing of its own"
+    assert len(lines) == 3 and "INFO" not in ran.stderr, "Ray must print nothing"
 
 
-def test_without_ray_it_is_said_before_anything_long(monkeypatch):
+def test_missing_ray_is_reported_at_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(AvomniError, match="Ray is not installed") as caught:
         engines.num_workers(params("ray"))
     assert "[scale]" in caught.value.fix
 
 
-def test_how_many_workers_and_why():
+def test_number_of_workers_has_a_reason():
     assert engines.num_workers(params("local", 3)) == (3, "asked for by processing.num_workers")
     number, reason = engines.num_workers(params("local"))
     assert 1 <= number <= len(os.sched_getaffinity(0)) and "one a core" in reason

@@ -1,4 +1,4 @@
-"""Encoded frames read like the array they were made of, and damage never passes for a frame."""
+"""JPEG frames can be indexed like the array they encode, and damage is always detected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def view(frames: np.ndarray) -> jpeg.JpegFrames:
 
 
 def scene(height: int = 256, width: int = 448) -> np.ndarray:
-    """One picture (H, W, 3) with edges, gradients, thin lines and sensor noise."""
+    """One (H, W, 3) image with edges, gradients, thin lines and sensor noise."""
     rng = np.random.default_rng(5)
     y, x = np.mgrid[:height, :width]
     image = np.stack([90 + 80 * y / height, 110 + 60 * x / width, 150 - 70 * y / height], -1)
@@ -55,47 +55,52 @@ numbers = st.integers(-COUNT, COUNT - 1)
 
 
 @given(st.one_of(slices, numbers, st.lists(numbers).map(lambda n: np.array(n, dtype=int))))
-def test_any_key_gives_what_the_array_itself_would(key):
+def test_indexing_matches_numpy(key):
     whole = view(drawn())[:]
-    found = view(drawn())[key]
+    decoded = view(drawn())[key]
     expected = whole[key]
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    assert np.array_equal(found, expected)
-    assert not found.flags.writeable
+    assert decoded.shape == expected.shape and decoded.dtype == expected.dtype
+    assert np.array_equal(decoded, expected)
+    assert not decoded.flags.writeable
 
 
 @given(st.integers(-(2**63), 2**63 - 1).filter(lambda n: not -COUNT <= n < COUNT))
-def test_a_number_outside_is_refused(number):
+def test_index_out_of_range_raises_index_error(number):
     with pytest.raises(IndexError):
         view(drawn())[number]
 
 
-def test_it_has_what_callers_ask_of_an_array():
-    frames, found = drawn(), view(drawn())
-    assert (len(found), found.shape, found.dtype, found.ndim) == (7, frames.shape, np.uint8, 4)
-    assert np.array_equal(np.asarray(found), found[:])
-    assert np.array_equal(np.stack(list(found)), found[:])
-    assert np.asarray(found, dtype=np.float32).dtype == np.float32
+def test_frames_have_length_shape_dtype_and_array_conversion():
+    frames, encoded = drawn(), view(drawn())
+    assert (len(encoded), encoded.shape, encoded.dtype, encoded.ndim) == (
+        7,
+        frames.shape,
+        np.uint8,
+        4,
+    )
+    assert np.array_equal(np.asarray(encoded), encoded[:])
+    assert np.array_equal(np.stack(list(encoded)), encoded[:])
+    assert np.asarray(encoded, dtype=np.float32).dtype == np.float32
 
 
-def test_pictures_differ_by_a_level_or_two_and_take_a_tenth():
+def test_jpeg_error_is_small_at_a_tenth_of_the_size():
     picture = scene()
-    found = view(picture[None])[0].astype(int)
-    error = np.abs(found - picture)
+    decoded = view(picture[None])[0].astype(int)
+    error = np.abs(decoded - picture)
     assert error.mean() < 2.5 and np.percentile(error, 99) < 16
-    assert abs((found - picture).mean(axis=(0, 1))).max() < 0.5, "no colour is shifted"
+    assert abs((decoded - picture).mean(axis=(0, 1))).max() < 0.5, "no colour is shifted"
     frames = np.stack([scene(512, 896)])
     assert 0.03 < jpeg.encode(frames)["jpeg"].nbytes / frames.nbytes < 0.12
 
 
-def test_any_program_opens_a_picture():
+def test_frames_are_standard_jpeg_files():
     encoded = jpeg.encode(drawn())
     start, stop = encoded["offsets"][2:4]
     content = encoded["jpeg"][start:stop].tobytes()
     assert zlib.crc32(content) == encoded["crc32"][2]
     with Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (12, 8))
-        # 2 × 2 pixels share their colour (4:2:0): factors of Y and of the two others.
+        # Chroma subsampling 4:2:0: sampling factors of Y, Cb and Cr.
         assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]
         assert np.array_equal(np.asarray(image), view(drawn())[2])
 
@@ -104,15 +109,15 @@ def digest() -> str:
     return jpeg.encode(np.stack([scene()] * 2))["jpeg"].tobytes().hex()
 
 
-def test_bytes_depend_on_the_picture_alone():
-    """Another process, threads beside it, other pictures before it: the same bytes."""
+def test_encoded_bytes_depend_only_on_the_image():
+    """Another process and images encoded before make no difference."""
     jpeg.encode(drawn()[:, :, ::2])  # in several pieces
     code = "from tests.test_jpeg import digest; print(digest())"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == digest()
 
 
-def test_no_flipped_bit_passes_for_a_frame():
+def test_flipped_bits_are_detected():
     encoded, dice = jpeg.encode(drawn()), random.Random(7)
     for _ in range(200):
         blob, row = encoded["jpeg"].copy(), dice.randrange(COUNT)
@@ -129,7 +134,7 @@ def test_no_flipped_bit_passes_for_a_frame():
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", jpeg.encode(drawn())["jpeg"][:300]])
-def test_bytes_that_are_no_picture_are_refused(content):
+def test_invalid_jpeg_bytes_are_refused(content):
     blob = np.frombuffer(bytes(content), np.uint8)
     crc32 = np.array([zlib.crc32(blob)], np.uint32)
     with pytest.raises(AvomniError, match="cannot be decoded"):
@@ -144,7 +149,7 @@ def cache(tmp_path_factory) -> Cache:
     return Cache.open(write_cache(tmp_path_factory.mktemp("jpeg") / "cache", storage="jpeg"))
 
 
-def test_damage_names_shard_clip_and_frame(tmp_path):
+def test_damage_error_names_shard_clip_and_frame(tmp_path):
     folder = write_cache(tmp_path / "cache", storage="jpeg")
     cache = Cache.open(folder)
     clip = cache.clips[4]
@@ -152,27 +157,27 @@ def test_damage_names_shard_clip_and_frame(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) - offsets[-1] + offsets[clip.start + 1] + 300] ^= 4
     path.write_bytes(content)
-    found = Windows(Cache.open(folder), 3, 1)
-    own = [i for i, window in enumerate(found) if window.clip_id == clip.clip_id]
+    windows = Windows(Cache.open(folder), 3, 1)
+    damaged = [i for i, window in enumerate(windows) if window.clip_id == clip.clip_id]
     with pytest.raises(AvomniError, match="not what was written") as caught:
-        found.frames(own[0])
+        windows.frames(damaged[0])
     assert caught.value.where == f"{folder}/shard_0012, clip clip-12-1, frame 1"
     assert "verify" in caught.value.fix and "03_etl" in caught.value.fix
-    for i in range(len(found)):
-        if found[i].clip_id != clip.clip_id:
-            found.frames(i)
+    for i in range(len(windows)):
+        if windows[i].clip_id != clip.clip_id:
+            windows.frames(i)
 
 
-def _sum(found: Windows) -> int:
-    return int(found.frames(0).sum())
+def _sum(windows: Windows) -> int:
+    return int(windows.frames(0).sum())
 
 
-def test_a_forked_process_decodes_too(cache):
-    """Threads do not survive a fork; a reader that waits for its parent's would wait for ever."""
-    found = Windows(cache, 3, 1)
-    expected = _sum(found)
+def test_forked_process_can_decode(cache):
+    """Threads do not survive a fork: waiting for the parent's threads would block forever."""
+    windows = Windows(cache, 3, 1)
+    expected = _sum(windows)
     with multiprocessing.get_context("fork").Pool(1) as workers:
-        assert workers.apply_async(_sum, (found,)).get(timeout=60) == expected
+        assert workers.apply_async(_sum, (windows,)).get(timeout=60) == expected
 
 
 def test_many_shards_keep_few_files_open(tmp_path):

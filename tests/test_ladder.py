@@ -1,4 +1,4 @@
-"""The ladder on a run made by the stages themselves: the tiny base, four steps, twelve clips."""
+"""The ladder of a real run: the tiny base, four training steps, twelve clips."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ SECTIONS = {
 
 
 def merged(*changes):
-    """Parameters of `SECTIONS` with sections of keys laid over."""
+    """`SECTIONS` with these changes of single keys."""
     sections = {name: dict(keys) for name, keys in SECTIONS.items()}
     for change in changes:
         for name, keys in change.items():
@@ -45,7 +45,7 @@ def merged(*changes):
 
 
 def trained(folder, *changes):
-    """A run that is trained and waits for its score; `changes` as `merged` takes them."""
+    """A trained run that is not evaluated yet; `changes` as in `merged`."""
     p = cached_run.make(folder, **merged(*changes))
     trainer.train(p)
     trainer.train_blind(p)
@@ -78,7 +78,7 @@ def truths(split):
     return values
 
 
-def test_figures_follow_from_the_file_and_every_row_is_there(p, scored):
+def test_figures_have_every_row_and_follow_from_the_answers_file(p, scored):
     figures = scored.figures
     windows = ladder.held_out_windows(p)
     assert [row["name"] for row in figures["ladder"]] == list(ladder.ROWS)
@@ -102,7 +102,7 @@ def test_figures_follow_from_the_file_and_every_row_is_there(p, scored):
     assert [path.name for path in scored.path.parent.iterdir()] == ["answers.parquet"]
 
 
-def test_every_row_bears_its_windows_truth_and_what_its_answer_says(p, scored):
+def test_answers_hold_ground_truth_and_parsed_numbers(p, scored):
     windows = ladder.held_out_windows(p)
     by_place = {(window.clip_id, window.number): i for i, window in enumerate(windows)}
     drives = truths("test")
@@ -116,17 +116,17 @@ def test_every_row_bears_its_windows_truth_and_what_its_answer_says(p, scored):
         if row["exact"]:
             assert f"Avg Velocity: {row['speed_mps']:.2f}m/s" in row["answer"]
         assert row["country"] is not None and row["hour"] is not None
-    assert scored.figures["exact_share_by_row"]["base"] > 0.5, "else this test says little"
+    assert scored.figures["exact_share_by_row"]["base"] > 0.5, "else this test checks little"
 
 
-def test_motion_that_goes_on_is_near_the_truth_of_these_steady_drives(p, scored):
-    """Their speed swings by 1.5 m/s in 5 s: what goes on as it was is off by less than that."""
+def test_motion_models_are_accurate_on_steady_drives(p, scored):
+    """The speed varies by 1.5 m/s over 5 s, so motion models are off by less than that."""
     mae = scored.figures["speed_mae_mps"]
     assert mae["ctra"] < 1.5 and mae["constant_velocity"] < 1.5
     assert mae["mean"] > 2 * mae["constant_velocity"]
 
 
-def test_constants_are_the_training_clips_alone(p, scored):
+def test_constants_use_training_clips_only(p, scored):
     train = samples.train_windows(p)
     assert {train[i].clip_id for i in range(len(train))} == set(truths("train"))
     speeds = [train.truth(i).speed_mps for i in range(len(train))]
@@ -137,7 +137,7 @@ def test_constants_are_the_training_clips_alone(p, scored):
         assert {row["displacement_m"] for row in rows} == {round(float(best(paths)), 2)}
 
 
-def test_base_and_adapted_are_two_models_out_of_one(p, scored):
+def test_base_and_adapted_answers_differ_and_match_the_trainers(p, scored):
     texts = {model: [] for model in ladder.ROWS}
     for row in scored.answers.to_pylist():
         texts[row["model"]].append(row["answer"])
@@ -150,7 +150,7 @@ def test_base_and_adapted_are_two_models_out_of_one(p, scored):
     assert heldout.thinned(len(windows), worker.NUM_ANSWERED) == [0, 3, 6, 9]
     for index, alone, both in zip((0, 3, 6, 9), before, after, strict=True):
         assert alone.adapted is None and alone.speed_adapted_mps is None
-        # By the model in training or loaded anew, with the adapter switched off or never trained.
+        # The base answers equal those of the model in training and of a newly loaded one.
         assert both.base == alone.base == texts["base"][index]
         assert both.adapted == texts["adapted"][index]
         assert np.array_equal(both.frames, windows.frames(index))
@@ -159,7 +159,7 @@ def test_base_and_adapted_are_two_models_out_of_one(p, scored):
 
 
 class Killed(Bar):
-    """Ends the work in the middle of the adapted model's answers."""
+    """A progress bar that raises KeyboardInterrupt in the adapted model's answers."""
 
     def update(self, amount=1, note=""):
         super().update(amount, note)
@@ -167,7 +167,7 @@ class Killed(Bar):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_evaluation_ends_in_the_same_bytes(p, scored, tmp_path):
+def test_interrupted_evaluation_resumes_to_the_same_bytes(p, scored, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ladder.evaluate(p, tmp_path, progress=Killed)
     assert not (tmp_path / "answers.parquet").exists()
@@ -181,7 +181,7 @@ def test_an_interrupted_evaluation_ends_in_the_same_bytes(p, scored, tmp_path):
     assert not (tmp_path / ladder.KEPT_FILE).exists()
 
 
-def test_answers_of_another_adapter_are_asked_anew(p, scored, tmp_path):
+def test_answers_of_another_adapter_are_discarded(p, scored, tmp_path):
     other = tmp_path / "outputs"
     shutil.copytree(p.run_dir, other / p.run.name)
     moved = changed(p, run={"outputs_dir": str(other)}, evaluation={"max_windows": 4})
@@ -201,7 +201,7 @@ def test_answers_of_another_adapter_are_asked_anew(p, scored, tmp_path):
     assert all(row in scored.answers.to_pylist() for row in again)
 
 
-def test_thinning_keeps_windows_all_over_the_clips_and_a_blind_adapter_may_be_missing(p, tmp_path):
+def test_max_windows_thins_evenly_and_blind_adapter_is_optional(p, tmp_path):
     shutil.copytree(p.run_dir, tmp_path / p.run.name)
     thin = changed(p, run={"outputs_dir": str(tmp_path)}, evaluation={"max_windows": 4})
     plan = ladder.plan(thin)
@@ -217,7 +217,7 @@ def test_thinning_keeps_windows_all_over_the_clips_and_a_blind_adapter_may_be_mi
 
 
 @given(num=st.integers(1, 500), most=st.one_of(st.none(), st.integers(1, 600)))
-def test_thinned_indices_are_even_and_each_once(num, most):
+def test_thinned_indices_are_evenly_spaced_and_unique(num, most):
     chosen = heldout.thinned(num, most)
     assert len(chosen) == len(set(chosen)) == min(num, most or num)
     assert chosen[0] == 0 and chosen == sorted(chosen) and chosen[-1] < num
@@ -225,13 +225,13 @@ def test_thinned_indices_are_even_and_each_once(num, most):
     assert gaps.max() - gaps.min() <= 1
 
 
-def test_the_plan_says_what_will_be_asked_and_warns_of_a_coarse_score(p):
+def test_plan_counts_answers_and_warns_of_few_windows(p):
     plan = ladder.plan(p)
     assert plan.figures == {"num_windows": 12, "num_clips": 4, "num_answers": 72}
     assert "12 windows of 4 clips make a coarse score" in plan.warnings[0]
 
 
-def test_an_adapter_that_saw_a_held_out_clip_is_refused(p, tmp_path):
+def test_adapter_trained_on_a_held_out_clip_is_refused(p, tmp_path):
     shutil.copytree(p.run_dir, tmp_path / p.run.name)
     leaking = changed(p, run={"outputs_dir": str(tmp_path)})
     path = adapter.adapter_dir(leaking) / adapter.RECORD_FILE
@@ -245,7 +245,7 @@ def test_an_adapter_that_saw_a_held_out_clip_is_refused(p, tmp_path):
         assert clip_id_of(2) in str(error.value) and "05_train" in str(error.value)
 
 
-def test_what_is_missing_is_named_with_the_stage_that_makes_it(p, tmp_path):
+def test_missing_input_error_names_the_stage_that_makes_it(p, tmp_path):
     untrained = changed(p, run={"outputs_dir": str(tmp_path)})
     with pytest.raises(AvomniError, match="there is no cache") as error:
         ladder.plan(untrained)
@@ -258,7 +258,7 @@ def test_what_is_missing_is_named_with_the_stage_that_makes_it(p, tmp_path):
         ladder.plan(changed(p, processing={"sequence_length": 64}))
 
 
-def test_the_score_shows_itself_as_a_table_with_its_claims(scored):
+def test_score_is_shown_as_a_table_with_claims(scored):
     lines = str(scored).splitlines()
     assert lines[0].split()[0] == "row"
     for line, row in zip(lines[1:], scored.figures["ladder"], strict=False):

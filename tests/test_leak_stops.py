@@ -1,5 +1,4 @@
-"""A drive that lies in two splits under two names stops the stage that makes the cache, and the
-training and the evaluation that would read it."""
+"""A drive in two splits under two clip ids stops the ETL stage and training."""
 
 import pytest
 import yaml
@@ -13,7 +12,7 @@ from tests.notebooks.small_run import avomni
 
 
 def copy_a_clip(folder, source: int, target: int) -> None:
-    """Give clip `target` all that clip `source` has, in every zip of the set."""
+    """Copy clip `source` to clip `target` in every zip of the set."""
     old, new = published_set.clip_id_of(source), published_set.clip_id_of(target)
     for path in folder.rglob("*.zip"):
         members = published_set.read_zip(path)
@@ -23,7 +22,7 @@ def copy_a_clip(folder, source: int, target: int) -> None:
 
 @pytest.fixture(scope="module")
 def leaking(tmp_path_factory):
-    """A run whose clip 0 lies in train and, as clip 2, in another split."""
+    """A run whose clip 0 is in train and, under the id of clip 2, in another split."""
     folder = tmp_path_factory.mktemp("leak")
     published = published_set.write_published_set(
         folder / "set", num_chunks=1, width=192, height=128
@@ -40,7 +39,7 @@ def leaking(tmp_path_factory):
     return p
 
 
-def test_the_stage_that_makes_the_cache_fails_and_names_both_clips(leaking, tmp_path):
+def test_etl_stage_fails_and_names_both_clips(leaking, tmp_path):
     path = tmp_path / "leaking.yaml"
     path.write_text(yaml.safe_dump(leaking.values()))
     done = avomni("run", str(path), "--only", "01", "02", "03")
@@ -52,6 +51,6 @@ def test_the_stage_that_makes_the_cache_fails_and_names_both_clips(leaking, tmp_
     assert not (leaking.run_dir / "03_etl" / "result.json").exists()
 
 
-def test_a_training_on_such_a_cache_is_refused(leaking):
+def test_training_on_a_leaking_cache_is_refused(leaking):
     with pytest.raises(AvomniError, match="near-duplicates"):
         trainer.plan(leaking)

@@ -1,4 +1,4 @@
-"""Leaks that are planted are found, and five hundred honest drives raise none."""
+"""Near-duplicates across splits are found, with no false alarm in 500 distinct drives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.test_memmap import COMMON
 from tests.test_prints import by_jpeg
 
 GRID, TILE, HZ = cameras.grid("4-cam"), (48, 32), 2.0
-NUM_HONEST, NUM_FRAMES = 500, 8
+NUM_DISTINCT, NUM_FRAMES = 500, 8
 SPLITS = ("train", "val", "test")
 LEAST = 4  # frames that a near-duplicate shares at 2 Hz
 
@@ -55,15 +55,14 @@ def clip_of(frames: np.ndarray, poses: np.ndarray) -> Arrays:
 
 
 def shown(clip: Arrays, frames: np.ndarray) -> Arrays:
-    """The same drive in other pictures."""
+    """The same drive with other frames."""
     return clip | {"frames": frames, "prints": fingerprints.of_frames(frames, GRID, TILE)}
 
 
 def drives(seeds: range, town: str, num_frames: int = NUM_FRAMES) -> Iterator[Arrays]:
-    """Rendered drives, each its own world.
+    """Rendered drives, each in a scene of its own.
 
-    All have one texture of the road, which is most of the work of making a scene: with it they look
-    still more alike.
+    All share one road texture, as making it takes most of the time; this makes them more alike.
     """
     with pytest.MonkeyPatch.context() as patch, Renderer(*TILE, GRID.cameras) as renderer:
         painted = scenes.textures.textures(np.random.default_rng(0), scenes.towns.town(town))
@@ -75,7 +74,11 @@ def drives(seeds: range, town: str, num_frames: int = NUM_FRAMES) -> Iterator[Ar
             times_s = np.arange(num_frames) / HZ
             tiles = np.stack([tiles.copy() for tiles in renderer.frames(times_s)], axis=1)
             grids = tiling.compose(
-                {camera.name: own for camera, own in zip(GRID.cameras, tiles, strict=True)}, GRID
+                {
+                    camera.name: camera_tiles
+                    for camera, camera_tiles in zip(GRID.cameras, tiles, strict=True)
+                },
+                GRID,
             )
             ego = world.egomotion(np.rint(times_s * 1e6).astype(np.int64))
             columns = ("x", "y", "z", "qx", "qy", "qz", "qw")
@@ -85,7 +88,7 @@ def drives(seeds: range, town: str, num_frames: int = NUM_FRAMES) -> Iterator[Ar
 def cache_of(
     folder: Path, clips: Mapping[str, Arrays], splits: Mapping[str, str], storage: str = "raw"
 ) -> Cache:
-    """A cache of these clips, one shard; what is not in `splits` is of the split train."""
+    """A cache of these clips in one shard; clips that `splits` lacks are in train."""
     common = COMMON | {"tile": list(TILE), "sample_hz": HZ, "storage": storage}
     rows = [
         {"clip_id": clip_id, "split": splits.get(clip_id, "train"), "chunk": 0} for clip_id in clips
@@ -99,7 +102,7 @@ def cache_of(
 
 
 def part(clip: Arrays, start: int, stop: int) -> Arrays:
-    """A clip cut anew: its clock and its poses start where it starts."""
+    """Frames `start` to `stop` as a clip of their own, whose time and poses start at zero."""
     moved = clip["egomotion"][start:stop, :7].copy()
     back = leaks.Rotation.from_quat(moved[0, 3:7]).inv()
     turned = back * leaks.Rotation.from_quat(moved[:, 3:7])
@@ -122,7 +125,7 @@ def by_h264(frames: np.ndarray) -> np.ndarray:
 
 
 def motion(kind: str, count: int) -> np.ndarray:
-    """(count, 7) poses of a car that stands, or goes straight on."""
+    """(count, 7) poses of a car that stands or drives straight."""
     poses = np.zeros((count, 7))
     poses[:, 6] = 1.0
     poses[:, 0] = {"parked": 0.0, "10 m/s": 10.0, "1 m/s": 1.0}[kind] * np.arange(count) / HZ
@@ -130,7 +133,7 @@ def motion(kind: str, count: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def own() -> list[Arrays]:
+def rendered() -> list[Arrays]:
     """Six drives of 12 frames through each of two towns."""
     return [*drives(range(900, 906), "harbour", 12), *drives(range(900, 906), "meadow", 12)]
 
@@ -162,9 +165,9 @@ PLANTS = {
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
 @pytest.mark.parametrize("plant", PLANTS)
-def test_a_clip_that_lies_in_two_splits_under_two_names_is_found(tmp_path, own, plant, storage):
+def test_copy_in_another_split_is_found(tmp_path, rendered, plant, storage):
     number = 3 if storage == "raw" else 9
-    clips = named(own) | {"planted": PLANTS[plant](own[number])}
+    clips = named(rendered) | {"planted": PLANTS[plant](rendered[number])}
     original = f"clip {number}"
     splits = dict.fromkeys(clips, "train") | {original: "test"}
     cache = cache_of(tmp_path, clips, splits, storage)
@@ -183,8 +186,8 @@ def test_a_clip_that_lies_in_two_splits_under_two_names_is_found(tmp_path, own, 
     assert caught.value.where == str(cache.folder)
 
 
-def test_within_a_split_a_copy_is_no_leak(tmp_path, own):
-    clips = named(own) | {"planted": own[3]}
+def test_copy_within_a_split_is_no_leak(tmp_path, rendered):
+    clips = named(rendered) | {"planted": rendered[3]}
     cache = cache_of(tmp_path, clips, {"clip 5": "test", "clip 6": "val"})
     assert leaks.near_duplicates(cache) == []
     leaks.check(cache)
@@ -192,32 +195,34 @@ def test_within_a_split_a_copy_is_no_leak(tmp_path, own):
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 11), st.integers(0, 11), st.integers(1, 12))
-def test_an_overlap_is_found_from_four_frames_on(tmp_path_factory, own, number, start, length):
-    planted = part(own[number], start, min(start + length, 12))
-    clips = named(own) | {"planted": planted}
+def test_overlap_of_four_or_more_frames_is_found(tmp_path_factory, rendered, number, start, length):
+    planted = part(rendered[number], start, min(start + length, 12))
+    clips = named(rendered) | {"planted": planted}
     folder = tmp_path_factory.mktemp("overlap")
-    found = leaks.near_duplicates(cache_of(folder, clips, {"planted": "val"}))
+    duplicates = leaks.near_duplicates(cache_of(folder, clips, {"planted": "val"}))
     shutil.rmtree(folder)
-    # A car that stands looks alike at all times: its copy may be found, and there alone.
-    assert {leak.clip_ids for leak in found} <= {(f"clip {number}", "planted")}
-    assert bool(found) == (len(planted["frames"]) >= LEAST)
+    # A standing car gives equal frames, so only its own clip may match, at any length.
+    assert {leak.clip_ids for leak in duplicates} <= {(f"clip {number}", "planted")}
+    assert bool(duplicates) == (len(planted["frames"]) >= LEAST)
 
 
-def test_many_copies_of_one_clip_do_not_hide_each_other(tmp_path, own):
+def test_many_copies_of_one_clip_are_all_compared(tmp_path, rendered):
     noise = np.random.default_rng(0)
-    clips = named(own)
+    clips = named(rendered)
     for n in range(40):
-        frames = own[7]["frames"].astype(int) + noise.integers(-2, 3, own[7]["frames"].shape)
-        clips[f"copy {n}"] = shown(own[7], frames.clip(0, 255).astype(np.uint8))
+        frames = rendered[7]["frames"].astype(int) + noise.integers(
+            -2, 3, rendered[7]["frames"].shape
+        )
+        clips[f"copy {n}"] = shown(rendered[7], frames.clip(0, 255).astype(np.uint8))
     cache = cache_of(tmp_path, clips, {"copy 20": "test"})
-    found = leaks.near_duplicates(cache)
-    assert found and all("copy 20" in leak.clip_ids for leak in found)
+    duplicates = leaks.near_duplicates(cache)
+    assert duplicates and all("copy 20" in leak.clip_ids for leak in duplicates)
     with pytest.raises(AvomniError, match="and [0-9]+ more"):
         leaks.check(cache)
 
 
 def cut_drives(seed: int, num_clips: int = 60, count: int = 9) -> SimpleNamespace:
-    """What `near_duplicates` reads of a cache: stretches of a few drives, at all distances."""
+    """A cache as `near_duplicates` reads it: parts of a few drives with varying similarity."""
     dice, bits = np.random.default_rng(seed), fingerprints.BITS * len(GRID.cameras)
     signs = dice.choice([-1.0, 1.0], (5, 20, bits))
     speeds = np.array([0.0, 0.4, 8.0, 8.3, 25.0])
@@ -239,26 +244,26 @@ def cut_drives(seed: int, num_clips: int = 60, count: int = 9) -> SimpleNamespac
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_search_finds_what_comparing_all_clips_finds(monkeypatch, seed):
+def test_search_finds_the_same_pairs_as_comparing_all_clips(monkeypatch, seed):
     cache = cut_drives(seed)
     monkeypatch.setattr(leaks, "QUERIES_AT_A_TIME", 5)
     monkeypatch.setattr(leaks, "FRAMES_AT_A_TIME", 7)
-    found = leaks.near_duplicates(cache)
+    duplicates = leaks.near_duplicates(cache)
     pairs = [
         (one, other)
         for one, other in itertools.combinations(range(len(cache.clips)), 2)
         if cache.clips[one].split != cache.clips[other].split
     ]
     monkeypatch.setattr(leaks, "_candidates", lambda *_: pairs)
-    assert found == leaks.near_duplicates(cache)
-    assert 10 < len(found) < len(pairs) / 4
+    assert duplicates == leaks.near_duplicates(cache)
+    assert 10 < len(duplicates) < len(pairs) / 4
 
 
 @pytest.mark.parametrize("kind", ["parked", "10 m/s"])
-def test_equal_motion_with_other_pictures_proves_nothing(tmp_path, own, kind):
-    """Parked: one picture each, with some noise; else the pictures of the drives."""
+def test_equal_motion_with_different_frames_is_no_leak(tmp_path, rendered, kind):
+    """Parked cars show one frame with noise; moving ones the frames of the drives."""
     noise, clips = np.random.default_rng(0), []
-    for clip in own:
+    for clip in rendered:
         frames = clip["frames"].astype(int)
         if kind == "parked":
             frames = frames[:1] + noise.integers(-2, 3, frames.shape)
@@ -267,9 +272,9 @@ def test_equal_motion_with_other_pictures_proves_nothing(tmp_path, own, kind):
     assert leaks.near_duplicates(cache) == []
 
 
-def test_one_parked_view_with_another_motion_proves_nothing(tmp_path, own):
-    still = np.repeat(own[2]["frames"][:1], 12, axis=0)
-    clips = named(own) | {
+def test_equal_frames_with_different_motion_are_no_leak(tmp_path, rendered):
+    still = np.repeat(rendered[2]["frames"][:1], 12, axis=0)
+    clips = named(rendered) | {
         "stands": clip_of(still, motion("parked", 12)),
         "drives": clip_of(still, motion("10 m/s", 12)),
     }
@@ -280,86 +285,88 @@ def test_one_parked_view_with_another_motion_proves_nothing(tmp_path, own):
     assert leak.num_frames == 12 and leak.path_m == 0.0
 
 
-def test_the_same_pictures_with_mirrored_turns_prove_nothing(tmp_path, own):
-    turning = max(range(len(own)), key=lambda n: np.ptp(own[n]["egomotion"][:, 1]))
-    mirrored = {name: array.copy() for name, array in own[turning].items()}
+def test_equal_frames_with_mirrored_turns_are_no_leak(tmp_path, rendered):
+    turning = max(range(len(rendered)), key=lambda n: np.ptp(rendered[n]["egomotion"][:, 1]))
+    mirrored = {name: array.copy() for name, array in rendered[turning].items()}
     mirrored["egomotion"][:, [1, 5]] *= -1  # y and qz
-    clips = named(own) | {"mirrored": mirrored}
-    found = leaks.near_duplicates(cache_of(tmp_path, clips, {"mirrored": "test"}))
-    assert all(leak.num_frames < 12 for leak in found)
-    stretch = own[turning]["egomotion"]
+    clips = named(rendered) | {"mirrored": mirrored}
+    duplicates = leaks.near_duplicates(cache_of(tmp_path, clips, {"mirrored": "test"}))
+    assert all(leak.num_frames < 12 for leak in duplicates)
+    stretch = rendered[turning]["egomotion"]
     assert np.ptp(stretch[:, 1]) > 10
 
 
-def test_of_cars_that_wait_at_one_place_only_the_waiting_is_shared(tmp_path, own):
-    still = np.repeat(own[2]["frames"][:1], 8, axis=0)
+def test_only_the_shared_waiting_time_is_reported(tmp_path, rendered):
+    still = np.repeat(rendered[2]["frames"][:1], 8, axis=0)
     clips = {}
     for name, kind in (("slow", "1 m/s"), ("fast", "10 m/s")):
         poses = np.concatenate([motion("parked", 8), motion(kind, 5)[1:]])
-        frames = np.concatenate([still, own[3 if name == "slow" else 4]["frames"][:4]])
+        frames = np.concatenate([still, rendered[3 if name == "slow" else 4]["frames"][:4]])
         clips[name] = clip_of(frames, poses)
     (leak,) = leaks.near_duplicates(cache_of(tmp_path, clips, {"slow": "test"}))
     assert leak.num_frames == 8 and leak.path_m == 0.0
 
 
 @pytest.mark.parametrize("kind", ["black", "fog", "night"])
-def test_pictures_without_texture_prove_nothing(tmp_path, own, kind):
-    frames = own[3]["frames"].astype(float)
+def test_frames_without_texture_are_no_leak(tmp_path, rendered, kind):
+    frames = rendered[3]["frames"].astype(float)
     bare = {"black": 0 * frames, "fog": 200 + frames * 0.02, "night": frames * 0.02}[kind]
-    clip = shown(own[3], bare.astype(np.uint8))
+    clip = shown(rendered[3], bare.astype(np.uint8))
     cache = cache_of(tmp_path, {"one": clip, "two": clip}, {"one": "test"})
     assert leaks.near_duplicates(cache) == []
 
 
-def test_tiles_of_a_few_pixels_prove_nothing_and_fail_nothing(tmp_path):
+def test_tiny_tiles_are_no_leak(tmp_path):
     from tests.test_memmap import write_cache
 
     assert leaks.near_duplicates(Cache.open(write_cache(tmp_path / "cache"))) == []
 
 
 @pytest.fixture(scope="module")
-def honest() -> dict[str, Arrays]:
-    """500 drives: 350 through the demo's town, 150 through another."""
-    clips = [*drives(range(350), "harbour"), *drives(range(350, NUM_HONEST), "meadow")]
-    return {f"honest {n}": clip for n, clip in enumerate(clips)}
+def distinct() -> dict[str, Arrays]:
+    """500 distinct drives: 350 in the demo's town, 150 in another."""
+    clips = [*drives(range(350), "harbour"), *drives(range(350, NUM_DISTINCT), "meadow")]
+    return {f"distinct {n}": clip for n, clip in enumerate(clips)}
 
 
-def test_five_hundred_honest_clips_raise_none(tmp_path, p, honest):
-    cache = cache_of(tmp_path / "cache", honest, dealt(honest))
-    assert len(cache.clips) == NUM_HONEST
+def test_five_hundred_distinct_clips_raise_no_alarm(tmp_path, p, distinct):
+    cache = cache_of(tmp_path / "cache", distinct, dealt(distinct))
+    assert len(cache.clips) == NUM_DISTINCT
     every = cache.shards[0].prints
     least = fingerprints.least_common(len(GRID.cameras))
-    assert fingerprints.has_texture(every, least).all(), "each of them could prove something"
+    assert fingerprints.has_texture(every, least).all(), (
+        "every frame must have enough texture to be compared"
+    )
     assert leaks.near_duplicates(cache) == []
-    split.freeze(p, {name: [i for i, s in dealt(honest).items() if s == name] for name in SPLITS})
+    split.freeze(p, {name: [i for i, s in dealt(distinct).items() if s == name] for name in SPLITS})
     leaks.check_all(p, cache, [clip.clip_id for clip in cache.clips if clip.split == "test"])
-    # Not for want of looking: no two frames of different clips are nearly the same picture.
-    for number in range(0, NUM_HONEST - 1, 25):
-        own, later = np.split(every[number * NUM_FRAMES :], [NUM_FRAMES])
-        share, _ = fingerprints.different(own, later)
+    # No two frames of different clips are near the threshold.
+    for number in range(0, NUM_DISTINCT - 1, 25):
+        clip_prints, later = np.split(every[number * NUM_FRAMES :], [NUM_FRAMES])
+        share, _ = fingerprints.different(clip_prints, later)
         assert share.min() > 1.2 * fingerprints.MAX_DIFFERENT
     shutil.rmtree(cache.folder)
 
 
-def test_leaks_among_five_hundred_clips_are_found_and_nothing_else(tmp_path, honest):
+def test_only_the_planted_leaks_among_500_clips_are_found(tmp_path, distinct):
     plants = {
-        "a": honest["honest 9"],
-        "b": shown(honest["honest 100"], by_jpeg(honest["honest 100"]["frames"], 60)),
-        "c": part(honest["honest 401"], 2, 8),
-        "d": shown(honest["honest 499"], by_h264(honest["honest 499"]["frames"])),
+        "a": distinct["distinct 9"],
+        "b": shown(distinct["distinct 100"], by_jpeg(distinct["distinct 100"]["frames"], 60)),
+        "c": part(distinct["distinct 401"], 2, 8),
+        "d": shown(distinct["distinct 499"], by_h264(distinct["distinct 499"]["frames"])),
     }
-    splits = dict.fromkeys(honest, "test")
-    cache = cache_of(tmp_path / "cache", honest | plants, splits)
-    found = {leak.clip_ids: leak for leak in leaks.near_duplicates(cache)}
-    originals = ("honest 9", "honest 100", "honest 401", "honest 499")
-    assert set(found) == set(zip(originals, plants, strict=True))
-    assert found["honest 401", "c"].starts == (2, 0)
+    splits = dict.fromkeys(distinct, "test")
+    cache = cache_of(tmp_path / "cache", distinct | plants, splits)
+    duplicates = {leak.clip_ids: leak for leak in leaks.near_duplicates(cache)}
+    originals = ("distinct 9", "distinct 100", "distinct 401", "distinct 499")
+    assert set(duplicates) == set(zip(originals, plants, strict=True))
+    assert duplicates["distinct 401", "c"].starts == (2, 0)
     shutil.rmtree(cache.folder)
 
 
-def frozen(p: Params, own: list[Arrays], splits: Mapping[str, str]) -> Cache:
-    """A cache of the run, and its splits frozen."""
-    clips = named(own[:4])
+def frozen(p: Params, rendered: list[Arrays], splits: Mapping[str, str]) -> Cache:
+    """The run's cache, with its splits frozen."""
+    clips = named(rendered[:4])
     cache = cache_of(p.cache_dir, clips, splits)
     by_split = {name: [c.clip_id for c in cache.clips if c.split == name] for name in SPLITS}
     split.freeze(p, by_split)
@@ -372,15 +379,15 @@ def with_clip(cache: Cache, number: int, **changes) -> Cache:
     return dataclasses.replace(cache, clips=tuple(clips))
 
 
-def test_one_call_finds_every_kind_of_leak(p, own):
-    cache = frozen(p, own, {"clip 2": "val", "clip 3": "test"})
+def test_check_all_finds_every_kind_of_leak(p, rendered):
+    cache = frozen(p, rendered, {"clip 2": "val", "clip 3": "test"})
     record = {"base_model": "tiny", "training_clip_ids": ["clip 0", "clip 1"]}
     leaks.check_all(p, cache)
     leaks.check_all(p, cache, ["clip 3"], record)
     twice = with_clip(cache, 3, clip_id="clip 0")
     with pytest.raises(AvomniError, match="clip 0 lies in the cache 2 times, in test and train"):
         leaks.check_all(p, twice)
-    for number in (1, 3):  # into the next clip, and beyond the shard
+    for number in (1, 3):  # rows of the next clip, and rows beyond the shard
         straddling = with_clip(cache, number, stop=cache.clips[number].stop + 2)
         with pytest.raises(AvomniError, match=r"clip [23] has rows .* not its alone"):
             leaks.check_all(p, straddling)
@@ -392,8 +399,10 @@ def test_one_call_finds_every_kind_of_leak(p, own):
     assert e.value.where == "clip clip 3" and "05_train" in e.value.fix
 
 
-def test_a_near_duplicate_stops_the_one_call_too(p, own):
-    cache = frozen(p, [own[0], own[1], own[0], own[3]], {"clip 2": "val", "clip 3": "test"})
+def test_check_all_finds_near_duplicates(p, rendered):
+    cache = frozen(
+        p, [rendered[0], rendered[1], rendered[0], rendered[3]], {"clip 2": "val", "clip 3": "test"}
+    )
     with pytest.raises(AvomniError, match="near-duplicates"):
         leaks.check_all(p, cache)
 
@@ -403,8 +412,8 @@ def base(folder: Path, **record) -> Path:
     return folder
 
 
-def test_a_held_out_clip_in_a_merged_base_or_in_what_that_was_made_from_is_found(p, own, tmp_path):
-    cache = frozen(p, own, {"clip 2": "val", "clip 3": "test"})
+def test_held_out_clip_in_a_merged_base_or_its_own_base_is_found(p, rendered, tmp_path):
+    cache = frozen(p, rendered, {"clip 2": "val", "clip 3": "test"})
     first = base(tmp_path / "first", base_model="some/hub-model", training_clip_ids=["clip 3"])
     second = base(tmp_path / "second", base_model=str(first), training_clip_ids=["other"])
     for merged in (first, second):
@@ -419,7 +428,7 @@ def test_a_held_out_clip_in_a_merged_base_or_in_what_that_was_made_from_is_found
     }
 
 
-def test_base_records_end_where_no_record_lies_and_in_a_ring(tmp_path):
+def test_base_records_end_without_a_record_or_in_a_cycle(tmp_path):
     assert leaks.base_records("some/hub-model") == {}
     assert leaks.base_records("tiny") == {}
     tiny = base(tmp_path / "tiny_base", recipe={"seed": 0})

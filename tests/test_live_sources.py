@@ -1,4 +1,4 @@
-"""Cameras through real files and real sockets on this machine."""
+"""Camera sources read from real files and local sockets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CAMERA = "camera_front_wide_120fov"
 
 
 def write_video(path, seconds=1.0, value=lambda number: 8 * number, size=(64, 48), form=None):
-    """A video of 30 frames a second, each of one grey."""
+    """A video at 30 frames a second, each frame of one grey value."""
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream("mpeg4" if form is None else "mpeg2video", rate=30)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -45,8 +45,8 @@ def write_video(path, seconds=1.0, value=lambda number: 8 * number, size=(64, 48
         container.mux(stream.encode(None))
 
 
-class Heard:
-    """What a reader has pushed."""
+class Collected:
+    """Collects the frames that a reader pushes."""
 
     def __init__(self):
         self.frames, self.ended = [], threading.Event()
@@ -58,50 +58,48 @@ class Heard:
         self.ended.set()
 
 
-def read(source: Source, seconds: float | None = None, until: int | None = None) -> Heard:
-    """Read a source for so long, until so many frames came, or to its end."""
-    heard = Heard()
-    reader = Reader(source, heard.push, heard.end)
+def read(source: Source, seconds: float | None = None, until: int | None = None) -> Collected:
+    """Read a source for `seconds`, until `until` frames have come, or to its end."""
+    collected = Collected()
+    reader = Reader(source, collected.push, collected.end)
     reader.start()
     deadline = time.monotonic() + (seconds or 20)
-    while time.monotonic() < deadline and not heard.ended.is_set():
-        if until is not None and len(heard.frames) >= until:
+    while time.monotonic() < deadline and not collected.ended.is_set():
+        if until is not None and len(collected.frames) >= until:
             break
         time.sleep(0.01)
     reader.stop()
     reader.join(10)
     assert not reader.is_alive()
-    return heard
+    return collected
 
 
-def test_a_file_is_paced_by_its_own_times(tmp_path):
+def test_file_is_paced_by_its_timestamps(tmp_path):
     write_video(tmp_path / "a.mp4")
     started = time.monotonic()
-    heard = read(Source(CAMERA, str(tmp_path / "a.mp4"), "file"))
+    collected = read(Source(CAMERA, str(tmp_path / "a.mp4"), "file"))
     assert time.monotonic() - started > 0.9, "a second of video takes a second"
-    steps = np.diff([taken for taken, _ in heard.frames]) / 1e6
-    assert len(heard.frames) == 30 and np.allclose(steps, 1000 / 30, atol=0.2)
-    greys = [grey for _, grey in heard.frames]
-    assert np.abs(np.array(greys) - 8 * np.arange(30)).max() < 8, (
-        "each frame is nearest its own grey"
-    )
+    steps = np.diff([taken for taken, _ in collected.frames]) / 1e6
+    assert len(collected.frames) == 30 and np.allclose(steps, 1000 / 30, atol=0.2)
+    greys = [grey for _, grey in collected.frames]
+    assert np.abs(np.array(greys) - 8 * np.arange(30)).max() < 8, "frames must be in order"
 
 
-def test_files_of_a_session_begin_together(tmp_path):
+def test_files_of_a_session_share_a_start_time(tmp_path):
     write_video(tmp_path / "a.mp4")
     begun, firsts = Begun(), []
     for offset in (0.0, 5.0):
-        heard = Heard()
+        collected = Collected()
         source = Source(CAMERA, str(tmp_path / "a.mp4"), "file", offset)
-        reader = Reader(source, heard.push, heard.end, begun=begun)
+        reader = Reader(source, collected.push, collected.end, begun=begun)
         reader.start()
         reader.join(20)
-        firsts.append(heard.frames[0][0])
+        firsts.append(collected.frames[0][0])
     assert firsts[1] - firsts[0] == 5_000_000
 
 
-def test_mjpeg_comes_over_http_and_a_dropped_line_is_taken_up_again():
-    """The page of a session is itself a camera for another one."""
+def test_mjpeg_over_http_is_read():
+    """The MJPEG feed of a session's page is the source."""
     with Page() as page:
         state = LiveState()
 
@@ -112,24 +110,24 @@ def test_mjpeg_comes_over_http_and_a_dropped_line_is_taken_up_again():
                 time.sleep(0.02)
 
         threading.Thread(target=show, daemon=True).start()
-        heard = read(Source(CAMERA, f"{page.url}feed", "arrival"), until=40)
-    assert len(heard.frames) >= 40
-    assert np.diff([taken for taken, _ in heard.frames]).min() > 0
-    assert len({round(grey) for _, grey in heard.frames}) > 10
+        collected = read(Source(CAMERA, f"{page.url}feed", "arrival"), until=40)
+    assert len(collected.frames) >= 40
+    assert np.diff([taken for taken, _ in collected.frames]).min() > 0
+    assert len({round(grey) for _, grey in collected.frames}) > 10
 
 
 @contextlib.contextmanager
 def serving(*turns):
-    """A server whose n-th caller is served by the n-th function; the last one serves all others."""
+    """A server whose n-th connection is served by the n-th function; the last serves the rest."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve():
         number = 0
         with contextlib.suppress(OSError):
             while True:
-                line, _ = server.accept()
-                with line:
-                    turns[min(number, len(turns) - 1)](line)
+                connection, _ = server.accept()
+                with connection:
+                    turns[min(number, len(turns) - 1)](connection)
                 number += 1
 
     threading.Thread(target=serve, daemon=True).start()
@@ -138,66 +136,66 @@ def serving(*turns):
 
 
 def paced(content: bytes, seconds: float):
-    """Sends content evenly."""
+    """Sends the content evenly over `seconds`."""
 
-    def send(line):
+    def send(connection):
         for place in range(0, len(content), 2048):
-            line.sendall(content[place : place + 2048])
+            connection.sendall(content[place : place + 2048])
             time.sleep(seconds * 2048 / len(content))
 
     return send
 
 
 def then_silent(content: bytes):
-    """Sends content at once, and then nothing."""
+    """Sends the content at once and then nothing."""
 
-    def send(line):
-        line.sendall(content)
-        while line.recv(4096):
+    def send(connection):
+        connection.sendall(content)
+        while connection.recv(4096):
             pass  # until the caller gives up
 
     return send
 
 
-def test_mpeg_ts_comes_over_tcp(tmp_path):
+def test_mpeg_ts_over_tcp_is_read(tmp_path):
     write_video(tmp_path / "a.ts", seconds=3, form="mpegts")
     content = (tmp_path / "a.ts").read_bytes()
     with serving(paced(content, 3)) as address:
-        heard = read(Source(CAMERA, f"tcp://{address}", "device"), until=30)
-    assert len(heard.frames) >= 30
-    steps = np.diff([taken for taken, _ in heard.frames]) / 1e6
-    assert (np.abs(steps - 1000 / 30) < 0.5).mean() > 0.5, "the stream's own times"
+        collected = read(Source(CAMERA, f"tcp://{address}", "device"), until=30)
+    assert len(collected.frames) >= 30
+    steps = np.diff([taken for taken, _ in collected.frames]) / 1e6
+    assert (np.abs(steps - 1000 / 30) < 0.5).mean() > 0.5, "timestamps of the stream"
 
 
-def test_a_stream_that_breaks_off_is_taken_up_again(tmp_path, caplog, monkeypatch):
+def test_interrupted_stream_is_reopened(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(sources, "RETRY_S", (0.05,))
     write_video(tmp_path / "a.ts", seconds=1, form="mpegts")
     with serving(paced((tmp_path / "a.ts").read_bytes(), 0.2)) as address:
-        heard = read(Source(CAMERA, f"tcp://{address}", "device"), until=80)
-    assert len(heard.frames) >= 80
-    assert np.diff([taken for taken, _ in heard.frames]).min() > 0
+        collected = read(Source(CAMERA, f"tcp://{address}", "device"), until=80)
+    assert len(collected.frames) >= 80
+    assert np.diff([taken for taken, _ in collected.frames]).min() > 0
     assert [text.partition(": ")[2] for text in caplog.messages] == [
         "the stream has ended; it is opened again",
         "it shows frames again",
-    ], "however often"
+    ], "one warning however often it is reopened"
 
 
-def test_a_stream_that_freezes_is_opened_again(tmp_path, caplog, monkeypatch):
+def test_frozen_stream_is_reopened(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(sources, "RETRY_S", (0.05,))
     monkeypatch.setattr(sources, "READ_TIMEOUT_S", 0.5)
     write_video(tmp_path / "a.ts", seconds=2, form="mpegts")
     content = (tmp_path / "a.ts").read_bytes()
     with serving(then_silent(content[: len(content) // 2]), paced(content, 1)) as address:
-        heard = read(Source(CAMERA, f"tcp://{address}", "arrival"), until=40)
-    assert len(heard.frames) >= 40
+        collected = read(Source(CAMERA, f"tcp://{address}", "arrival"), until=40)
+    assert len(collected.frames) >= 40
     assert "nothing came for 0.5 s; it is opened again" in caplog.text
     assert "Immediate exit" not in caplog.text
 
 
-def test_a_camera_that_never_comes_is_one_line_without_its_password(caplog, monkeypatch):
+def test_unreachable_camera_gives_one_warning_without_its_password(caplog, monkeypatch):
     monkeypatch.setattr(sources, "RETRY_S", (0.02,))
-    heard = read(Source(CAMERA, "rtsp://me:secret@127.0.0.1:9/cam", "arrival"), seconds=0.6)
-    assert heard.frames == [] and len(caplog.messages) == 1
+    collected = read(Source(CAMERA, "rtsp://me:secret@127.0.0.1:9/cam", "arrival"), seconds=0.6)
+    assert collected.frames == [] and len(caplog.messages) == 1
     assert "opened again" in caplog.text and "secret" not in caplog.text
 
 
@@ -215,19 +213,19 @@ def jpegs(*pictures) -> bytes:
     return b"HTTP/1.1 200 OK\r\n" + kind + b"".join(parts)
 
 
-def test_mjpeg_of_another_size_and_a_damaged_picture_go_on(caplog):
+def test_mjpeg_continues_after_a_damaged_frame_and_a_new_size(caplog):
     small, large = np.full((48, 64, 3), 90, np.uint8), np.full((72, 96, 3), 90, np.uint8)
     content = jpegs(*[small] * 5, b"no picture", *[large] * 20)
     with serving(then_silent(content)) as address:
-        heard = read(
+        collected = read(
             Source(CAMERA, f"http://{address}/?user=a&password=hidden", "arrival"), until=11
         )
-    assert len(heard.frames) >= 11 and all(abs(grey - 90) < 3 for _, grey in heard.frames)
+    assert len(collected.frames) >= 11 and all(abs(grey - 90) < 3 for _, grey in collected.frames)
     assert "its frames are 96×72 px now, 64×48 px before" in caplog.text
     assert "hidden" not in caplog.text and "opened again" not in caplog.text
 
 
-def test_a_damaged_packet_of_a_file_costs_its_frame_alone(tmp_path, caplog):
+def test_damaged_packets_lose_only_their_frames(tmp_path, caplog):
     write_video(tmp_path / "a.ts", seconds=2, form="mpegts")
     content = bytearray((tmp_path / "a.ts").read_bytes())
     for place in np.random.default_rng(0).integers(2000, len(content), 40):
@@ -238,7 +236,7 @@ def test_a_damaged_packet_of_a_file_costs_its_frame_alone(tmp_path, caplog):
     assert len(shown) > 30 and set(warned) <= {"a damaged frame is left out"}
 
 
-def test_a_file_without_times_is_one_line(tmp_path, caplog):
+def test_file_without_timestamps_gives_one_warning(tmp_path, caplog):
     with av.open(str(tmp_path / "a.h264"), "w", format="h264") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -246,27 +244,27 @@ def test_a_file_without_times_is_one_line(tmp_path, caplog):
             grey = np.full((48, 64, 3), 90, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode(None))
-    heard = read(Source(CAMERA, str(tmp_path / "a.h264"), "file"))
-    assert heard.frames == [] and heard.ended.is_set()
+    collected = read(Source(CAMERA, str(tmp_path / "a.h264"), "file"))
+    assert collected.frames == [] and collected.ended.is_set()
     (text,) = caplog.messages
     assert "none of its frames has a timestamp; it shows no more" in text
 
 
 class Shown:
-    """A frame of a source that is made up."""
+    """A frame of a simulated source."""
 
     width, height = 64, 48
 
 
 def scripted(monkeypatch, clock: str, events) -> tuple[list[float], Reader]:
-    """Read (own time, arrival) (s) of made-up frames on a virtual clock; what was taken when."""
+    """Read simulated frames, (timestamp, arrival) in s, on a virtual clock; returns times taken."""
     now, taken = [0], []
     source = Source(CAMERA, "a.mp4" if clock == "file" else "tcp://127.0.0.1:9", clock)
 
     def frames_of(source, warn):
-        for own_s, arrived_s in events:
+        for stamp_s, arrived_s in events:
             now[0] = round(arrived_s * 1e9)
-            yield None if own_s is None else round(own_s * 1e9), Shown()
+            yield None if stamp_s is None else round(stamp_s * 1e9), Shown()
         reader.stop()
 
     def push(camera, time_ns, frame):
@@ -282,8 +280,8 @@ def scripted(monkeypatch, clock: str, events) -> tuple[list[float], Reader]:
 STEADY = np.arange(0, 4, 1 / 30)
 
 
-def test_frames_kept_for_a_reader_and_late_ones_move_no_clock(monkeypatch):
-    """A server that sends its last second at once, and a line that stands for half a second."""
+def test_buffered_and_late_frames_do_not_shift_the_clock(monkeypatch):
+    """A server first sends a buffered second, and the connection later stalls for half a second."""
     arrived = np.maximum(STEADY, 1.0)
     arrived[60:75] = STEADY[75]
     taken, _ = scripted(monkeypatch, "device", zip(100 + STEADY, arrived, strict=True))
@@ -291,43 +289,43 @@ def test_frames_kept_for_a_reader_and_late_ones_move_no_clock(monkeypatch):
 
 
 @pytest.mark.parametrize("drift", [2e-4, -2e-4])
-def test_a_camera_whose_clock_runs_at_another_rate_is_followed(monkeypatch, drift):
+def test_drifting_camera_clock_is_corrected(monkeypatch, drift):
     moments = np.arange(0, 20_000, 2.0)
     late = np.random.default_rng(0).exponential(0.01, len(moments))
     events = zip(moments * (1 + drift), np.maximum.accumulate(moments + late), strict=True)
     taken, _ = scripted(monkeypatch, "device", events)
-    assert np.abs(taken - moments).max() < 0.1, "4 s apart by its own count"
+    assert np.abs(taken - moments).max() < 0.1, "uncorrected, the clocks are 4 s apart"
 
 
 @pytest.mark.parametrize("jump_s", [-50.0, 50.0, -1e5, 1e5])
-def test_times_that_jump_are_counted_anew(monkeypatch, caplog, jump_s):
-    own = STEADY + np.where(STEADY >= 2, jump_s, 0)
-    taken, _ = scripted(monkeypatch, "device", zip(1000 + own, STEADY + 0.02, strict=True))
+def test_jumping_timestamps_restart_the_clock(monkeypatch, caplog, jump_s):
+    stamps = STEADY + np.where(STEADY >= 2, jump_s, 0)
+    taken, _ = scripted(monkeypatch, "device", zip(1000 + stamps, STEADY + 0.02, strict=True))
     assert np.allclose(taken, STEADY + 0.02, atol=0.005)
     assert len(caplog.messages) == (jump_s < 0)
 
 
-def test_a_stream_without_times_is_taken_at_its_arrival(monkeypatch):
+def test_missing_timestamps_are_replaced_by_arrival_times(monkeypatch):
     events = [(None if i % 3 else 50 + at, at) for i, at in enumerate(STEADY)]
     taken, _ = scripted(monkeypatch, "device", events)
     assert np.allclose(taken, STEADY, atol=0.005)
 
 
-def test_a_recording_whose_times_jump_back_goes_on_where_it_was(monkeypatch, caplog):
-    own = np.concatenate([STEADY[:60], STEADY[30:90]])
-    taken, _ = scripted(monkeypatch, "file", zip(own, np.zeros_like(own), strict=True))
+def test_recording_continues_after_its_timestamps_jump_back(monkeypatch, caplog):
+    stamps = np.concatenate([STEADY[:60], STEADY[30:90]])
+    taken, _ = scripted(monkeypatch, "file", zip(stamps, np.zeros_like(stamps), strict=True))
     assert np.allclose(sorted(set(taken)), STEADY[:90], atol=1e-6)
     assert len(caplog.messages) == 1
 
 
-def test_a_recording_cut_out_of_a_broadcast_begins_with_its_first_frame(monkeypatch):
-    taken, _ = scripted(monkeypatch, "file", [(40_000 + own, 7.0) for own in STEADY])
+def test_recording_with_a_large_first_timestamp_starts_at_once(monkeypatch):
+    taken, _ = scripted(monkeypatch, "file", [(40_000 + stamp, 7.0) for stamp in STEADY])
     assert np.allclose(taken, 7 + STEADY, atol=1e-6)
 
 
-def test_a_recording_that_jumps_far_ahead_ends_with_one_line(monkeypatch, caplog):
-    own = np.concatenate([STEADY, [95_443.7]])
-    taken, _ = scripted(monkeypatch, "file", zip(own, np.zeros_like(own), strict=True))
+def test_recording_ends_when_its_timestamps_jump_far_ahead(monkeypatch, caplog):
+    stamps = np.concatenate([STEADY, [95_443.7]])
+    taken, _ = scripted(monkeypatch, "file", zip(stamps, np.zeros_like(stamps), strict=True))
     assert len(taken) == len(STEADY)
     (text,) = caplog.messages
     assert re.search(r"its next frame is to be shown 95,4\d\d s from now; it shows no more", text)
@@ -335,11 +333,11 @@ def test_a_recording_that_jumps_far_ahead_ends_with_one_line(monkeypatch, caplog
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(-5000, 5000), st.integers(1, 3000)), max_size=40))
-def test_a_frame_is_taken_before_it_arrives_and_none_before_the_last(steps):
-    clock, own, arrived, last = sources.DeviceClock(), 0, 0, -(10**18)
-    for own_ms, arrived_ms in steps:
-        own, arrived = own + own_ms * 1_000_000, arrived + arrived_ms * 1_000_000
-        taken, _ = clock.taken(own, arrived)
+def test_device_clock_is_monotonic_and_not_after_the_arrival(steps):
+    clock, stamp, arrived, last = sources.DeviceClock(), 0, 0, -(10**18)
+    for stamp_ms, arrived_ms in steps:
+        stamp, arrived = stamp + stamp_ms * 1_000_000, arrived + arrived_ms * 1_000_000
+        taken, _ = clock.taken(stamp, arrived)
         assert last <= taken <= arrived
         last = taken
 
@@ -357,8 +355,8 @@ with av.open(sys.argv[1], "w", format="rtsp", options={"rtsp_transport": "tcp"})
 """
 
 
-def test_rtsp_comes_through_a_real_socket():
-    """No server is at hand: FFmpeg's reader listens, another process pushes to it."""
+def test_rtsp_over_a_socket_is_decoded():
+    """Without an RTSP server, FFmpeg's reader listens and another process pushes to it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address = f"rtsp://127.0.0.1:{port}/cam"
@@ -386,7 +384,7 @@ def test_rtsp_comes_through_a_real_socket():
         ("http://10.0.0.5/live.ts", "arrival", False),
     ],
 )
-def test_files_are_paced_and_streams_are_taken_as_they_come(url, clock, is_recorded):
+def test_recorded_files_and_streams_are_distinguished(url, clock, is_recorded):
     assert Source(CAMERA, url, clock).is_recorded == is_recorded
 
 
@@ -400,7 +398,7 @@ def test_files_are_paced_and_streams_are_taken_as_they_come(url, clock, is_recor
         "gopher://a",
     ],
 )
-def test_other_protocols_of_ffmpeg_are_not_opened(url):
+def test_other_ffmpeg_protocols_are_refused(url):
     with pytest.raises(AvomniError, match="a source is opened from"):
         check(Source(CAMERA, url, "file"))
 
@@ -418,23 +416,23 @@ def test_other_protocols_of_ffmpeg_are_not_opened(url):
         ("http://10.0.0.5:8080/a@b", "http://10.0.0.5:8080/a@b"),
     ],
 )
-def test_what_is_secret_in_an_address_is_left_out(url, shown):
+def test_secrets_are_removed_from_displayed_addresses(url, shown):
     assert Source(CAMERA, url, "arrival").shown == shown
 
 
-def test_a_file_without_video_ends_with_one_line(tmp_path, caplog):
+def test_file_without_video_gives_one_warning(tmp_path, caplog):
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
         frame.rate = 8000
         container.mux(stream.encode(frame))
-    heard = read(Source(CAMERA, str(tmp_path / "a.wav"), "file"))
-    assert heard.frames == [] and heard.ended.is_set()
+    collected = read(Source(CAMERA, str(tmp_path / "a.wav"), "file"))
+    assert collected.frames == [] and collected.ended.is_set()
     assert "there is no video in it; it shows no more" in caplog.text
     assert len(caplog.records) == 1
 
 
-def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
+def test_session_of_files_predicts_and_ends_with_them(tmp_path):
     for name in NAMES:
         write_video(tmp_path / f"{name}.mp4", seconds=2)
     p = p_of(sources={name: str(tmp_path / f"{name}.mp4") for name in NAMES})
@@ -447,19 +445,19 @@ def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
     assert [lines[0]["kind"], lines[-1]["kind"]] == ["start", "end"]
 
 
-def test_the_page_shows_the_picture_and_the_numbers():
+def test_page_serves_the_image_and_the_state():
     with Page() as page:
         state = LiveState(grid=np.zeros((4, 4, 3), np.uint8), tick=7, num_gaps=2)
         page.show(state)
-        told = json.load(urllib.request.urlopen(f"{page.url}state"))
-        assert told["numbers"]["tick"] == 7 and told["answer"] is None
+        page_state = json.load(urllib.request.urlopen(f"{page.url}state"))
+        assert page_state["numbers"]["tick"] == 7 and page_state["answer"] is None
         assert b"<img" in urllib.request.urlopen(page.url).read()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{page.url}../etc/passwd")
         assert "127.0.0.1" in page.url
 
 
-def test_a_server_is_sent_whole_frames_and_its_answer_comes_back():
+def test_remote_answerer_sends_lossless_frames_and_returns_the_answer():
     frames = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
     with answering(lambda _: Answer({"choices": [{"message": {"content": "five"}}]})) as server:
         remote = RemoteAnswerer(p_of(), f"{server.endpoint}/v1", "How fast?")
@@ -482,9 +480,9 @@ def test_a_server_is_sent_whole_frames_and_its_answer_comes_back():
         (lambda _: Answer({"error": 1}), "does not answer as OpenAI's"),
         (lambda _: time.sleep(1) or Answer(), "does not answer"),
     ],
-    ids=["down", "odd", "slow"],
+    ids=["unavailable", "malformed answer", "timeout"],
 )
-def test_a_server_that_fails_is_one_sentence(given, what):
+def test_remote_answerer_reports_a_failing_server(given, what):
     with answering(given) as server:
         remote = RemoteAnswerer(p_of(), server.endpoint, "?", timeout_s=0.3)
         with pytest.raises(AvomniError, match=what):

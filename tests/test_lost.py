@@ -1,4 +1,4 @@
-"""Lost is not damaged: what the machine does to a clip leaves it out until the next build."""
+"""Lost clips: faults of the machine leave a clip out until the next build reads it again."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from tests.published_set import chunk_path, clip_id_of
 from tests.test_obstacles import publish_with_labels
 
 CLIPS_PER_CHUNK = 4  # of `small_set`
-PLAN = "AVOMNI_TEST_BEFALLS"  # a JSON file: clip_id -> what befalls the worker that reads it
+PLAN = "AVOMNI_TEST_FAULTS"  # a JSON file: clip_id -> fault of the worker that reads it
 do = parts.do
 
 
-def befallen(job: parts.ClipJob | parts.Assembly) -> parts.JobOutcome:
-    """What worker processes are for, in a bad world."""
-    befalls = json.loads(Path(os.environ[PLAN]).read_text())
-    what = befalls.get(getattr(job, "clip_id", None))
+def do_with_faults(job: parts.ClipJob | parts.Assembly) -> parts.JobOutcome:
+    """`parts.do` with the fault that the plan sets for the clip."""
+    faults = json.loads(Path(os.environ[PLAN]).read_text())
+    what = faults.get(getattr(job, "clip_id", None))
     with pytest.MonkeyPatch.context() as patch:
         if what == "cannot read":
             patch.setattr(os, "pread", failing(errno.EIO))
         elif what:
-            BEFALLS[what][0]()
+            FAULTS[what][0]()
         return do(job)
 
 
 DIED = "died, and again when it was alone"
-# What befalls a worker, and what is said of it.
-BEFALLS = {
+# Fault of a worker, and the reason reported for it.
+FAULTS = {
     "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), f"{DIED} (killed by SIGKILL)"),
     "crashes": (lambda: ctypes.string_at(0), f"{DIED} (killed by SIGSEGV)"),
     "exits": (lambda: os._exit(7), f"{DIED} (exit code 7)"),
@@ -69,57 +69,57 @@ def failing(code: int):
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """Says which clips (by number) meet with what from now on."""
-    plan = tmp_path / "befalls.json"
+def set_faults(tmp_path, monkeypatch):
+    """A function that sets the faults of clips: `set_faults(killed=2)` for clip number 2."""
+    plan = tmp_path / "faults.json"
     monkeypatch.setenv(PLAN, str(plan))
-    monkeypatch.setattr(parts, "do", befallen)
+    monkeypatch.setattr(parts, "do", do_with_faults)
 
-    def set_to(**befalls: int) -> None:
-        plan.write_text(
-            json.dumps({clip_id_of(n): w.replace("_", " ") for w, n in befalls.items()})
-        )
+    def set_to(**faults: int) -> None:
+        plan.write_text(json.dumps({clip_id_of(n): w.replace("_", " ") for w, n in faults.items()}))
 
     set_to()
     return set_to
 
 
-def test_lost_clips_are_rows_and_a_build_that_reads_them_makes_the_same_bytes(
-    small_set, small_cache, world, tmp_path
+def test_lost_clips_become_rows_and_the_next_build_reads_them(
+    small_set, small_cache, set_faults, tmp_path
 ):
     p = chosen(tmp_path, small_set, num_workers=2, clip_timeout_s=4)
-    befall = {kind.replace(" ", "_"): number for number, kind in enumerate(BEFALLS)}
-    world(**befall)
+    faults = {kind.replace(" ", "_"): number for number, kind in enumerate(FAULTS)}
+    set_faults(**faults)
     built = build.build(p)
-    assert [row["clip_id"] for row in built.lost] == [clip_id_of(n) for n in befall.values()]
+    assert [row["clip_id"] for row in built.lost] == [clip_id_of(n) for n in faults.values()]
     assert not built.damaged and built.figures["num_damaged"] == 0
-    assert built.figures["num_lost"] == len(BEFALLS) and built.figures["num_clips"] == 1
-    for row, (_, reason) in zip(built.lost, BEFALLS.values(), strict=True):
+    assert built.figures["num_lost"] == len(FAULTS) and built.figures["num_clips"] == 1
+    for row, (_, reason) in zip(built.lost, FAULTS.values(), strict=True):
         assert row["state"] == "lost" and reason in row["reason"]
-    assert memmap.verify(p.cache_dir).num_clips == 1, "what was read is a whole cache"
-    world(cannot_read=2)
+    assert memmap.verify(p.cache_dir).num_clips == 1, (
+        "the clips that were read form a complete cache"
+    )
+    set_faults(cannot_read=2)
     again = build.build(p)
-    assert again.figures["num_clips_read"] == len(BEFALLS)
+    assert again.figures["num_clips_read"] == len(FAULTS)
     assert [row["clip_id"] for row in again.lost] == [clip_id_of(2)]
     lacking = content(p.cache_dir)
     assert build.build(p).clips == again.clips
-    assert content(p.cache_dir) == lacking, "lost once more, nothing has changed"
-    world()
+    assert content(p.cache_dir) == lacking, "a clip lost again must change nothing"
+    set_faults()
     mended = build.build(p)
     assert mended.figures["num_clips_read"] == 1 and not mended.lost
     assert content(p.cache_dir) == small_cache
 
 
-def test_a_share_counts_lost_clips_and_the_build_that_follows_reads_them(
-    small_set, small_cache, world, tmp_path
+def test_slurm_share_counts_lost_clips_and_the_build_reads_them(
+    small_set, small_cache, set_faults, tmp_path
 ):
     p = chosen(tmp_path, small_set)
-    world(killed=2)
+    set_faults(killed=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slurm, "make_part", befallen)
+        patch.setattr(slurm, "make_part", do_with_faults)
         figures = slurm.build_share(p, 1, 2)
     assert (figures["num_made"], figures["num_lost"], figures["num_damaged"]) == (3, 1, 0)
-    world()
+    set_faults()
     assert not build.build(p).lost
     assert content(p.cache_dir) == small_cache
 
@@ -133,13 +133,15 @@ CAUSES = {
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_disk_that_fails_is_no_damaged_clip(small_set, tmp_path, monkeypatch, cause, code):
-    """The disk fails once: what was read of this clip must not stand as its fault."""
+def test_disk_error_makes_a_clip_lost_and_not_damaged(
+    small_set, tmp_path, monkeypatch, cause, code
+):
+    """After one disk error the clip must be lost, and readable again."""
     job = parts.ClipJob(
         clip_id_of(0), 0, small_set, build.recipe_of(chosen(tmp_path, small_set)), tmp_path / "a"
     )
     for path in small_set.rglob("*.zip"):
-        os.utime(path)  # no directory is known from before
+        os.utime(path)  # cached zip directories become invalid
     with monkeypatch.context() as patch:
         patch.setattr(*CAUSES[cause], failing(code))
         outcome = parts.make_part(job)
@@ -149,7 +151,7 @@ def test_a_disk_that_fails_is_no_damaged_clip(small_set, tmp_path, monkeypatch, 
     assert parts.make_part(job).reason is None
 
 
-def test_a_folder_or_a_loop_in_the_place_of_a_raw_file_is_the_machines(small_set, tmp_path):
+def test_folder_or_link_loop_in_place_of_a_raw_file_makes_clips_lost(small_set, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(small_set, folder)
     p = chosen(tmp_path, folder)
@@ -171,19 +173,19 @@ def test_a_folder_or_a_loop_in_the_place_of_a_raw_file_is_the_machines(small_set
     assert not build.build(p).lost
 
 
-def test_what_is_wrong_with_the_content_stays_damaged(small_set, tmp_path):
-    """A place that the content names, beyond what the system takes, is no failing disk."""
+def test_invalid_zip_content_makes_clips_damaged(small_set, tmp_path):
+    """A member offset beyond the file is a fault of the content and not of the disk."""
     folder = tmp_path / "set"
     shutil.copytree(small_set, folder)
     p = chosen(tmp_path, folder)
     path = folder / chunk_path(CAMERAS[0], 0)
-    entry = re.compile(rb"(PK\x01\x02.{38}).{4}", re.DOTALL)  # ends with where its member lies
+    entry = re.compile(rb"(PK\x01\x02.{38}).{4}", re.DOTALL)  # ends with the member's offset
     path.write_bytes(entry.sub(lambda found: found[1] + b"\xff\xff\xff\x7f", path.read_bytes()))
     built = build.build(p)
     assert len(built.damaged) == CLIPS_PER_CHUNK and not built.lost
 
 
-def test_a_clip_whose_labels_went_is_lost_and_not_one_without_labels(tmp_path):
+def test_clip_with_missing_label_file_is_lost_and_not_unlabelled(tmp_path):
     published = publish_with_labels(tmp_path / "set")
     p = chosen(tmp_path, published, obstacles=True)
     path = published / chunk_path(OBSTACLES, 0)
@@ -200,12 +202,12 @@ def test_a_clip_whose_labels_went_is_lost_and_not_one_without_labels(tmp_path):
     assert content(p.cache_dir) == content(q.cache_dir)
 
 
-# Runs that evict.
+# Runs that evict raw files.
 
 
-def test_raw_files_of_a_lost_clip_are_not_evicted_and_not_fetched_again(served, world, tmp_path):
+def test_raw_files_of_a_lost_clip_are_kept_for_the_next_build(served, set_faults, tmp_path):
     p = evicting_run.chosen(evicting_run.params(tmp_path), served)
-    world(killed=4)  # of chunk 1
+    set_faults(killed=4)  # of chunk 1
     built = build.build(p, hub=hub_of(served))
     assert [row["clip_id"] for row in built.lost] == [clip_id_of(4)]
     there = raw_files(p)
@@ -213,7 +215,7 @@ def test_raw_files_of_a_lost_clip_are_not_evicted_and_not_fetched_again(served, 
     assert len(evicted.read_evicted(p)) == FILES_PER_CHUNK * (NUM_CHUNKS - 1)
     before = len(served.requests)
     assert build.build(p, hub=hub_of(served)).lost and raw_files(p) == there
-    world()
+    set_faults()
     mended = build.build(p, hub=hub_of(served))
     assert len(served.requests) == before, "nothing is fetched for it"
     assert mended.figures["num_clips_read"] == 1 and raw_files(p) == []
@@ -222,10 +224,10 @@ def test_raw_files_of_a_lost_clip_are_not_evicted_and_not_fetched_again(served, 
     assert evicting_run.content(p) == evicting_run.content(kept)
 
 
-def test_where_lost_chunks_leave_no_room_the_stage_stops_with_one_sentence(served, world, tmp_path):
+def test_build_stops_if_lost_chunks_leave_no_room(served, set_faults, tmp_path):
     p = evicting_run.chosen(evicting_run.params(tmp_path), served)
     tight = evicting_run.params(tmp_path, evicting_run.needed_gb(p))
-    world(killed=1)  # of chunk 0, which comes first
+    set_faults(killed=1)  # of chunk 0, which comes first
     with pytest.raises(AvomniError, match="raw files of 1 chunks stay, as clips") as caught:
         build.build(tight, hub=hub_of(served))
     assert "run the same command again" in caught.value.fix
@@ -234,7 +236,7 @@ def test_where_lost_chunks_leave_no_room_the_stage_stops_with_one_sentence(serve
     roomy = evicting_run.params(tmp_path / "roomy", enough)
     built = build.build(evicting_run.chosen(roomy, served), hub=hub_of(served))
     assert built.figures["peak_bytes"] <= enough * 1e9 and len(built.lost) == 1
-    world()
+    set_faults()
     assert not build.build(tight, hub=hub_of(served)).lost
     assert raw_files(p) == []
 
@@ -248,11 +250,9 @@ def finished(p: Params) -> build.Built:
     return evicting_run.finish(p, "03_etl")
 
 
-def test_a_stage_that_lost_a_clip_runs_again_and_the_stages_after_it_stand_until_it_changes(
-    small_set, world, tmp_path
-):
+def test_stage_with_lost_clips_reruns_and_later_stages_stay_valid(small_set, set_faults, tmp_path):
     p = chosen(tmp_path, small_set)
-    world(killed=1)
+    set_faults(killed=1)
     finished(p)
     for name in ("04_tiles", "05_train"):
         runs.start(p, name).finish({}, digest=name)
@@ -262,20 +262,20 @@ def test_a_stage_that_lost_a_clip_runs_again_and_the_stages_after_it_stand_until
     assert runs.state(p, "02_download").done
     assert runs.state(p, "04_tiles").done and runs.state(p, "05_train").done
     finished(p)
-    assert not runs.state(p, "03_etl").done and runs.state(p, "05_train").done, "lost once more"
-    world()
+    assert not runs.state(p, "03_etl").done and runs.state(p, "05_train").done, (
+        "a clip lost again changes nothing"
+    )
+    set_faults()
     finished(p)
     assert runs.state(p, "03_etl").done
     for name in ("04_tiles", "05_train"):
         assert "03_etl made something else since" in runs.state(p, name).reason
 
 
-def test_a_training_that_was_ended_early_goes_on_before_lost_clips_are_tried_again(
-    small_set, world, tmp_path
-):
-    """Another cache would be another training, from its first step."""
+def test_unfinished_training_resumes_before_lost_clips_are_retried(small_set, set_faults, tmp_path):
+    """A changed cache would restart the training from its first step."""
     p = chosen(tmp_path, small_set)
-    world(killed=1)
+    set_faults(killed=1)
     built = finished(p)
     checkpoint = p.checkpoints_dir / "0123456789ab" / "checkpoint-5"
     checkpoint.mkdir(parents=True)
@@ -292,6 +292,6 @@ def test_a_training_that_was_ended_early_goes_on_before_lost_clips_are_tried_aga
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "soon"])
-def test_the_limit_of_a_clip_is_a_number_of_seconds(tmp_path, seconds):
+def test_clip_timeout_must_be_a_positive_number(tmp_path, seconds):
     with pytest.raises(AvomniError, match="clip_timeout_s"):
         Params.from_values(folder_run.values(tmp_path, tmp_path, clip_timeout_s=seconds))

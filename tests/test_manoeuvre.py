@@ -1,4 +1,4 @@
-"""The manoeuvre of the next 3 s: signals in closed form, and where a label begins and ends."""
+"""The manoeuvre of the next 3 s: its signals in closed form, and the thresholds of labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def across(heading_at, speed: float = 12.0) -> str:
 
 
 def lane_change(width_m: float, seconds: float, speed: float = 12.0):
-    """The heading on a cosine from one lane to the next."""
+    """The heading along a cosine-shaped lane change."""
 
     def heading(t):
         slope = np.pi * width_m / 2 / (speed * seconds) * np.sin(np.pi * t / seconds)
@@ -50,7 +50,7 @@ def lane_change(width_m: float, seconds: float, speed: float = 12.0):
 @pytest.mark.parametrize("speed", [20.0, 3.0, -2.0])
 @pytest.mark.parametrize("acceleration", [0.0, 0.9, -0.9])
 @pytest.mark.parametrize("curvature", [0.0, 0.02, -0.05])
-def test_signals_of_a_steady_motion_are_what_it_is(speed, acceleration, curvature):
+def test_signals_of_steady_motion_match_the_closed_form(speed, acceleration, curvature):
     after = Arc(lambda t: speed * t + acceleration * t**2 / 2, curvature).future()
     seen = manoeuvre.signals(after)
     t = seen.t_s
@@ -59,13 +59,13 @@ def test_signals_of_a_steady_motion_are_what_it_is(speed, acceleration, curvatur
     assert seen.speed_mps == pytest.approx(speed + acceleration * t, rel=2e-3, abs=2e-3)
     assert seen.acceleration_mps2 == pytest.approx(np.full(31, acceleration), abs=0.05)
     driven = speed * t + acceleration * t**2 / 2
-    # A line through a second of a changing turn rate misses it by a little.
+    # A line fitted over a second of a changing turn rate has a small error.
     assert seen.heading_rad == pytest.approx(curvature * driven, abs=0.012)
     assert np.abs(seen.offset_m).max() < 0.01
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.7, 4.0, 15.0, 30.0]))
-def test_noise_of_positions_and_headings_is_no_manoeuvre(seed, speed):
+def test_noise_is_no_manoeuvre(seed, speed):
     # 1 cm and a tenth of a degree.
     rng, after = np.random.default_rng(seed), Arc.steady(speed).future()
     noisy = replace(
@@ -77,7 +77,7 @@ def test_noise_of_positions_and_headings_is_no_manoeuvre(seed, speed):
 
 
 @given(truths(), st.integers(0, 2**32 - 1))
-def test_what_comes_after_3_s_is_not_looked_at(truth, seed):
+def test_label_ignores_poses_after_3_s(truth, seed):
     after, rng = truth.future, np.random.default_rng(seed)
     xy, yaw = after.xy_m.copy(), after.yaw_rad.copy()
     xy[30:], yaw[30:] = rng.normal(0, 99, xy[30:].shape), rng.normal(0, 9, len(yaw[30:]))
@@ -88,7 +88,7 @@ def test_what_comes_after_3_s_is_not_looked_at(truth, seed):
     assert label.along in ALONG and label.across in ACROSS
 
 
-def test_less_than_3_s_is_refused():
+def test_future_shorter_than_3_s_is_refused():
     after = Arc.steady(5.0).future()
     short = Trajectory(after.t_s[:29], after.xy_m[:29], after.yaw_rad[:29], 5.0)
     with pytest.raises(ValueError, match="29 steps"):
@@ -110,10 +110,10 @@ def test_less_than_3_s_is_refused():
         (lambda t: 1 - 1.0 * t, "reverse"),
         (lambda t: -1 + 1.0 * t, "gentle accelerate"),
         (lambda t: 1.5 * np.maximum(t - 2.3, 0), "gentle accelerate"),  # pulls away late
-        (lambda t: 0.15 * t, "stop"),  # 0.45 m/s: standing has not ended
-        (lambda t: 0.5 + 0 * t, "hold"),  # the same speed: standing has not begun
+        (lambda t: 0.15 * t, "stop"),  # 0.45 m/s is below the speed that ends a stop
+        (lambda t: 0.5 + 0 * t, "hold"),  # 0.5 m/s is above the speed that begins a stop
         (lambda t: 0.5 - 0.1 * t, "stop"),
-        (lambda t: 12 - 1.0 * np.minimum(t, 0.6), "hold"),  # too short to be called so
+        (lambda t: 12 - 1.0 * np.minimum(t, 0.6), "hold"),  # too short to be a brake
         (lambda t: 12 - 1.0 * np.minimum(t, 1.3), "gentle brake"),
         (lambda t: 15 - 1.0 * t - 2.5 * np.clip(t - 1, 0, 1), "strong brake"),
     ],
@@ -137,12 +137,12 @@ def test_labels_along_the_road(speed_at, label):
         (lane_change(-3.5, 4.0), "nudge right"),
         (lane_change(0.9, 2.5), "nudge left"),
         (lane_change(0.3, 2.5), "straight"),
-        # Out by 0.9 m and back to 0.35 m, where a nudge has not ended; back to 0.1 m.
+        # Out by 0.9 m and back to 0.35 m, which does not end a nudge, or to 0.1 m, which does.
         (lambda t: lane_change(0.9, 1.3)(t) + lane_change(-0.55, 1.2)(t - 1.4), "nudge left"),
         (lambda t: lane_change(0.9, 1.3)(t) + lane_change(-0.8, 1.2)(t - 1.4), "straight"),
-        # 34° and back to 20°: a turn that has not ended; to 11°: it has.
+        # 34° and back to 20°, which does not end a turn.
         (lambda t: 0.6 * np.clip(t, 0, 1) - 0.25 * np.clip(t - 1.5, 0, 1), "turn left"),
-        # Into a bend, and out of it: the heading comes back to nothing that it had before.
+        # Into a bend and out of a bend, without returning to the initial heading.
         (lambda t: 0.19 * np.minimum(t, 1.5), "straight"),
         (lambda t: -0.19 * np.maximum(t - 1.5, 0), "straight"),
         # The same bend with a change of lane in it.
@@ -153,19 +153,19 @@ def test_labels_across_the_road(heading_at, label):
     assert across(heading_at) == label
 
 
-def test_a_reversing_car_turns_where_its_nose_goes():
+def test_turn_of_a_reversing_car_follows_its_heading():
     after = Arc.steady(-2.0, curvature=0.15).future()
     assert manoeuvre.decide(after) == ("reverse", "turn right")
 
 
-def test_a_rig_that_is_mounted_askew_is_no_nudge():
+def test_yaw_offset_of_the_rig_is_no_nudge():
     after = Arc.steady(25.0).future()
     turn = np.radians(0.6)
     askew = replace(after, xy_m=after.xy_m @ [[np.cos(turn), np.sin(turn)], [-np.sin(turn), 1]])
     assert manoeuvre.decide(askew).across == "straight"
 
 
-def test_a_label_holds_between_its_two_thresholds_only_once_it_began():
+def test_label_persists_between_its_thresholds_after_it_began():
     signal = np.array([0.4, 0.5, 0.4, 0.3, 0.29, 0.4, -0.4, -0.5, -0.4, 0.4, 0.6])
     assert levels(signal, 0.5, 0.3).tolist() == [0, 1, 1, 1, 0, 0, 0, -1, -1, 0, 1]
     assert levels(signal[:2], 0.5, 0.3, before=1).tolist() == [1, 1]
@@ -173,18 +173,18 @@ def test_a_label_holds_between_its_two_thresholds_only_once_it_began():
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=60), st.floats(0.1, 2), st.floats(0.1, 0.9))
-def test_hysteresis_lies_between_its_two_thresholds(values, begin, share):
+def test_levels_follow_the_hysteresis_thresholds(values, begin, share):
     signal = np.array(values)
-    found = levels(signal, begin, begin * share)
-    assert (found[signal >= begin] == 1).all() and (found[signal <= -begin] == -1).all()
-    assert (found[np.abs(signal) < begin * share] == 0).all()
-    switched = found[1:] != found[:-1]
-    # It never goes to a label but over the upper threshold.
-    assert (np.abs(signal[1:][switched & (found[1:] != 0)]) >= begin).all()
+    labels = levels(signal, begin, begin * share)
+    assert (labels[signal >= begin] == 1).all() and (labels[signal <= -begin] == -1).all()
+    assert (labels[np.abs(signal) < begin * share] == 0).all()
+    switched = labels[1:] != labels[:-1]
+    # A label begins only at or above the upper threshold.
+    assert (np.abs(signal[1:][switched & (labels[1:] != 0)]) >= begin).all()
 
 
-def test_every_label_ends_lower_than_it_begins():
-    at = {each.name: getattr(THRESHOLDS, each.name) for each in fields(THRESHOLDS)}
+def test_end_thresholds_are_below_begin_thresholds():
+    at = {field.name: getattr(THRESHOLDS, field.name) for field in fields(THRESHOLDS)}
     pairs = [(at[name.replace("_end", "")], at[name]) for name in at if "_end" in name]
     assert len(pairs) == 5
     assert all(begin > end > 0 for begin, end in [*pairs, (at["move_mps"], at["stand_mps"])])

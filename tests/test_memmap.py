@@ -1,4 +1,4 @@
-"""The cache's format: what is written is what any program reads back, or one clear message."""
+"""The cache's format: reading back what was written, and errors for invalid files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMON = {
 
 
 def arrays(seed: int) -> dict[str, np.ndarray]:
-    """One clip: 3 to 6 frames, more rows of track."""
+    """Arrays of one clip with 3 to 6 frames and five times as many track rows."""
     rng = np.random.default_rng(seed)
     count = 3 + seed % 4
     times = np.arange(count) * 500_000 + seed
@@ -51,7 +51,7 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
 
 
 def pictures(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Frames of 8 × 12 px in soft colours with some noise, which a JPEG keeps to a few levels."""
+    """Frames of 8 × 12 px with smooth colours and some noise, which JPEG keeps to a few levels."""
     y, x = np.mgrid[:8, :12]
     slopes = rng.uniform(-6, 6, (count, 3, 2))
     planes = slopes[..., 0, None, None] * y + slopes[..., 1, None, None] * x
@@ -98,7 +98,7 @@ def folder(tmp_path, storage):
     return write_cache(tmp_path / "cache", storage=storage)
 
 
-def test_what_was_written_is_read_back(folder, storage):
+def test_written_cache_is_read_back(folder, storage):
     cache = Cache.open(folder)
     assert [clip.clip_id for clip in cache.clips] == [
         f"clip-{chunk}-{n}" for chunk in (3, 12) for n in range(3)
@@ -108,16 +108,16 @@ def test_what_was_written_is_read_back(folder, storage):
     for clip in cache.clips:
         expected = arrays(seed_of(clip.clip_id))
         assert len(clip) == len(expected["frames"])
-        found = cache.shards[clip.shard].arrays_of(clip)
-        assert list(found) == list(shard.STORAGES[storage])
+        clip_arrays = cache.shards[clip.shard].arrays_of(clip)
+        assert list(clip_arrays) == list(shard.STORAGES[storage])
         for name, array in shard.encode(expected, storage).items():
-            assert np.array_equal(found[name], array), name
+            assert np.array_equal(clip_arrays[name], array), name
     assert cache.grid == GRID and cache.cameras == tuple(c.name for c in GRID.cameras)
     assert cache.tile == (6, 4) and cache.sample_hz == 2.0
     assert cache.table[-1]["state"] == "damaged"
 
 
-def test_plain_numpy_opens_every_array(folder, storage):
+def test_numpy_opens_every_array(folder, storage):
     for name, dtype in shard.STORAGES[storage].items():
         array = np.load(folder / "shard_0012" / f"{name}.npy", mmap_mode="r")
         assert isinstance(array, np.memmap) and array.dtype == np.dtype(dtype)
@@ -126,7 +126,7 @@ def test_plain_numpy_opens_every_array(folder, storage):
             assert np.array_equal(array, np.concatenate(parts))
 
 
-def test_a_grid_with_black_tiles_is_read_back(tmp_path):
+def test_grid_with_black_tiles_is_read_back(tmp_path):
     grid = cameras.grid("7-cam")
     cells = [cell and cell.name for cell in grid.cells]
     common = COMMON | {"grid": {"name": "7-cam", "rows": 3, "cols": 3, "cells": cells}}
@@ -135,7 +135,7 @@ def test_a_grid_with_black_tiles_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["clips.json", "shard_0003/header.json"])
-def test_another_format_version_is_refused_with_what_to_do(folder, place):
+def test_another_format_version_is_refused(folder, place):
     record = json.loads((folder / place).read_text())
     files.write_json(folder / place, record | {"format_version": 7, "generator": "avomni 2.0"})
     with pytest.raises(AvomniError, match="format version 7, this program reads 2") as caught:
@@ -144,7 +144,7 @@ def test_another_format_version_is_refused_with_what_to_do(folder, place):
     assert "03_etl" in caught.value.fix and "avomni 2.0" in caught.value.fix
 
 
-def test_a_missing_or_cut_array_is_refused(folder):
+def test_missing_or_truncated_array_is_refused(folder):
     path = folder / "shard_0003" / "track.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -156,19 +156,19 @@ def test_a_missing_or_cut_array_is_refused(folder):
         Cache.open(folder)
 
 
-def test_an_array_that_is_cut_while_it_is_open_is_refused_too(folder, storage):
-    """Past a mapped file's end lies no error but the end of the process (SIGBUS)."""
-    found = Windows(Cache.open(folder), 3, 1)
-    assert found.frames(0).any()
+def test_array_truncated_while_open_is_refused(folder, storage):
+    """Reading past the end of a mapped file would kill the process with SIGBUS."""
+    windows = Windows(Cache.open(folder), 3, 1)
+    assert windows.frames(0).any()
     path = folder / f"shard_0003/{'frames' if storage == 'raw' else 'jpeg'}.npy"
     os.truncate(path, 200)
     with pytest.raises(AvomniError, match="has 200 of") as caught:
-        found.frames(0)
+        windows.frames(0)
     assert caught.value.where == str(path)
-    assert found.frames(len(found) - 1).any(), "the other shard is whole"
+    assert windows.frames(len(windows) - 1).any(), "the other shard is intact"
 
 
-def test_a_missing_header_shard_or_cache_is_refused(folder, tmp_path):
+def test_missing_header_table_or_cache_is_refused(folder, tmp_path):
     (folder / "shard_0003" / "header.json").unlink()
     with pytest.raises(AvomniError, match="a shard has no header"):
         Cache.open(folder)
@@ -180,21 +180,21 @@ def test_a_missing_header_shard_or_cache_is_refused(folder, tmp_path):
         Cache.open(tmp_path / "none")
 
 
-def test_shards_of_another_kind_are_refused(folder):
+def test_shards_with_different_headers_are_refused(folder):
     path = folder / "shard_0012" / "header.json"
     files.write_json(path, json.loads(path.read_text()) | {"sample_hz": 5.0})
     with pytest.raises(AvomniError, match="the shards differ in sample_hz: 5.0 and 2.0"):
         Cache.open(folder)
 
 
-def test_the_digest_is_the_contents(folder, tmp_path, storage):
+def test_digest_depends_on_the_content_only(folder, tmp_path, storage):
     digest = Cache.open(folder).digest
     same, fewer = tmp_path / "same", tmp_path / "fewer"
     assert Cache.open(write_cache(same, storage=storage)).digest == digest
     assert Cache.open(write_cache(fewer, chunks=(3,), storage=storage)).digest != digest
 
 
-def test_a_write_that_fails_leaves_the_old_shard(folder):
+def test_failed_write_leaves_the_old_shard(folder):
     before = (folder / "shard_0003" / "header.json").read_bytes()
 
     def load(clip_id):
@@ -213,8 +213,8 @@ def test_a_write_that_fails_leaves_the_old_shard(folder):
     ]
 
 
-def test_a_shard_that_is_replaced_gives_its_room_back_at_once(folder, storage):
-    """What is still mapped takes its bytes on the disk, counted by nobody, until it is let go."""
+def test_replaced_shard_frees_its_disk_space_at_once(folder, storage):
+    """A deleted file that is still mapped would keep its disk space."""
     old = Cache.open(folder).shards[0]
     inside = {clip.clip_id: clip for clip in shard.clips_of(old)}
     clips = [{"clip_id": clip_id, "split": "train", "chunk": 3} for clip_id in list(inside)[:2]]
@@ -224,22 +224,22 @@ def test_a_shard_that_is_replaced_gives_its_room_back_at_once(folder, storage):
         assert not [line for line in maps if str(folder) in line and "(deleted)" in line]
 
 
-def test_an_unknown_storage_is_refused():
+def test_unknown_storage_is_refused():
     with pytest.raises(AvomniError, match="unknown storage 'png'") as caught:
         shard.encode(arrays(3), "png")
     assert caught.value.fix == "choose one of raw, jpeg"
 
 
-def test_a_kill_between_the_two_renames_is_undone(folder):
-    kept = (folder / "shard_0003" / "header.json").read_bytes()
+def test_kill_between_the_two_renames_is_undone(folder):
+    before = (folder / "shard_0003" / "header.json").read_bytes()
     (folder / "shard_0003").rename(folder / ".shard_0003.old")
     shutil.copytree(folder / "shard_0012", folder / ".shard_0003.new")
     shutil.copytree(folder / "shard_0012", folder / ".shard_0012.old")
     (folder / ".shard_0099.new").mkdir()
     shard.undo_interrupted_write(folder / "shard_0003")
-    assert (folder / "shard_0003" / "header.json").read_bytes() == kept
-    left = sorted(path.name for path in folder.glob(".shard*"))
-    assert left == [".shard_0012.old", ".shard_0099.new"], "another's work is not touched"
+    assert (folder / "shard_0003" / "header.json").read_bytes() == before
+    remaining = sorted(path.name for path in folder.glob(".shard*"))
+    assert remaining == [".shard_0012.old", ".shard_0099.new"], "other shards are not touched"
     shard.undo_interrupted_writes(folder)
     assert not list(folder.glob(".shard*"))
     Cache.open(folder)

@@ -1,4 +1,4 @@
-"""Figures that follow from the answers alone, on answers whose figures are known by hand."""
+"""Figures computed from answers, compared with values computed by hand."""
 
 import dataclasses
 import json
@@ -29,10 +29,10 @@ def table_of(**predicted):
 
 
 def values(figures, row="adapted"):
-    return {name: each["value"] for name, each in figures["metrics"][row].items()}
+    return {name: entry["value"] for name, entry in figures["metrics"][row].items()}
 
 
-def test_figures_by_hand():
+def test_summary_figures_match_values_computed_by_hand():
     figures = metrics.figures(
         table_of(adapted=[(11.0, 16.0), (12.0, 20.0), (1.0, 0.0), (2.0, 6.0)])
     )
@@ -41,7 +41,7 @@ def test_figures_by_hand():
         "speed_rmse_mps": pytest.approx(math.sqrt((1 + 0 + 1 + 4) / 4)),
         "speed_mse": pytest.approx((1 + 0 + 1 + 4) / 4),
         "displacement_mae_m": pytest.approx((1 + 2 + 0 + 0) / 4),
-        # The window in which the car stands has no share of its displacement.
+        # The window of a standing car has no relative displacement error.
         "displacement_mape": pytest.approx((1 / 15 + 2 / 18 + 0) / 3),
         "consistency_m": pytest.approx((0.5 + 2 + 1.5 + 3) / 4),
         "exact_share": 1.0,
@@ -51,9 +51,9 @@ def test_figures_by_hand():
     assert (figures["valid_share"], figures["num_windows"], figures["num_clips"]) == (1.0, 4, 2)
 
 
-def test_the_ladder_has_each_row_once_with_its_difference_to_the_model():
+def test_ladder_has_each_row_once_with_its_difference_to_the_model():
     asked, predicted = drives(12, bias=1.0)
-    better = [(each.truth.speed_mps, each.truth.path_m) for each in asked]
+    better = [(asked_window.truth.speed_mps, asked_window.truth.path_m) for asked_window in asked]
     figures = metrics.figures(summaries(asked, MEAN, base=predicted, adapted=better))
     ladder = {entry["name"]: entry for entry in figures["ladder"]}
     assert [entry["name"] for entry in figures["ladder"]] == ["mean", "base", "adapted"]
@@ -70,12 +70,16 @@ def test_the_ladder_has_each_row_once_with_its_difference_to_the_model():
         apart = entry["value"] - ladder["adapted"]["value"]
         assert entry["difference_to_model"] == pytest.approx(apart)
         assert entry["difference_low"] <= apart <= entry["difference_high"]
-    own = ladder["adapted"]
-    assert [own[f"difference_{name}"] for name in ("to_model", "low", "high")] == [0.0, 0.0, 0.0]
+    adapted = ladder["adapted"]
+    assert [adapted[f"difference_{name}"] for name in ("to_model", "low", "high")] == [
+        0.0,
+        0.0,
+        0.0,
+    ]
     assert ladder["base"]["difference_low"] > 0
 
 
-def test_an_answer_that_cannot_be_read_counts_as_the_mean_and_is_counted():
+def test_unreadable_answers_count_as_the_mean():
     loose = "Avg velocity 10.0 m/s, total displacement: 15.0 m, or so"
     table = table_of(base=[loose, "?", (0.0, 0.0), None], blind=[None] * 4)
     figures = metrics.figures(table)
@@ -83,7 +87,7 @@ def test_an_answer_that_cannot_be_read_counts_as_the_mean_and_is_counted():
     assert base["speed_mae_mps"] == pytest.approx((0 + abs(8 - 12) + 0 + abs(8 - 4)) / 4)
     assert base["displacement_mae_m"] == pytest.approx((0 + abs(12 - 18) + 0 + abs(12 - 6)) / 4)
     assert figures["valid_share_by_row"] == {"mean": 1.0, "base": 0.5, "blind": 0.0}
-    # One was read though it has not the exact form.
+    # One answer was parsed although it does not have the exact form.
     assert figures["exact_share_by_row"] == {"mean": 1.0, "base": 0.25, "blind": 0.0}
     assert base["exact_share"] == 0.25
     blind, mean = values(figures, "blind"), values(figures, "mean")
@@ -91,7 +95,7 @@ def test_an_answer_that_cannot_be_read_counts_as_the_mean_and_is_counted():
     assert blind == mean
 
 
-def test_without_the_model_there_is_nothing_to_differ_from():
+def test_differences_are_missing_without_the_adapted_row():
     figures = metrics.figures(table_of(base=TRUE))
     assert figures["valid_share"] is None and figures["claims"] == []
     assert all(entry["difference_to_model"] is None for entry in figures["ladder"])
@@ -107,7 +111,7 @@ def test_one_clip_has_figures_and_no_intervals():
         assert [entry[name] for name in bounds] == [None] * 4
 
 
-def test_the_mean_stands_in_for_its_own_window():
+def test_unreadable_answer_takes_the_mean_of_its_own_window():
     texts = [summary(float(i), 10.0 * i) for i in range(4)]
     table_ = table(SUMMARY, ASKED, {"mean": texts, "base": ["?"] * 4})
     figures = metrics.figures(table_)
@@ -116,15 +120,17 @@ def test_the_mean_stands_in_for_its_own_window():
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=15)
-def test_neither_the_order_of_rows_nor_the_names_of_clips_change_a_figure(seed):
+def test_figures_do_not_depend_on_row_order_or_clip_ids(seed):
     asked, predicted = drives(6, seed=seed)
     predicted[3] = None
     one = metrics.figures(summaries(asked, MEAN, base=predicted[::-1], adapted=predicted))
     mixed = random.Random(seed)
     names = mixed.sample(range(6), 6)
     renamed = [
-        dataclasses.replace(each, clip_id=f"other-{names[int(each.clip_id.split('-')[1])]}")
-        for each in asked
+        dataclasses.replace(
+            asked_window, clip_id=f"other-{names[int(asked_window.clip_id.split('-')[1])]}"
+        )
+        for asked_window in asked
     ]
     table_ = summaries(renamed, MEAN, base=predicted[::-1], adapted=predicted)
     order = [
@@ -135,7 +141,7 @@ def test_neither_the_order_of_rows_nor_the_names_of_clips_change_a_figure(seed):
     assert metrics.figures(table_.take(order)) == one
 
 
-def test_figures_can_be_recomputed_from_the_file_and_are_plain(tmp_path):
+def test_figures_recomputed_from_the_file_are_equal_and_json_serialisable(tmp_path):
     table_ = table_of(adapted=[(9.0, 1.0), None, (3.0, 0.5), (1.0, 1.0)], blind=["?"] * 4)
     path = metrics.write(table_, tmp_path / "answers.parquet")
     again = metrics.read(path)
@@ -146,7 +152,7 @@ def test_figures_can_be_recomputed_from_the_file_and_are_plain(tmp_path):
     assert list(figures["metrics"]) == ["mean", "adapted", "blind"]
 
 
-def test_a_row_holds_the_window_the_answer_and_the_ground_truth(tmp_path):
+def test_row_holds_window_answer_and_ground_truth(tmp_path):
     known = {"country": "Germany", "hour": 7, "platform": "hyperion_8"}
     asked = [
         window("a", 0, 10.0, 15.0, 0.25, straight(10.0), **known),
@@ -167,7 +173,7 @@ def test_a_row_holds_the_window_the_answer_and_the_ground_truth(tmp_path):
     assert second["future_true_m"] is second["speed_mps"] is second["country"] is None
 
 
-def test_windows_that_only_one_row_answered_for_are_refused():
+def test_rows_with_missing_or_repeated_windows_are_refused():
     table_ = table_of(base=[(1.0, 1.0)] * 4)
     repeated = pa.concat_tables([table_, table_.slice(7, 1)])
     for broken, counts in ((table_.slice(0, 7), "3 rows for 3"), (repeated, "5 rows for 4")):
@@ -178,7 +184,7 @@ def test_windows_that_only_one_row_answered_for_are_refused():
         metrics.figures(doubled)
 
 
-def test_no_answers_or_those_of_two_targets_are_refused():
+def test_empty_table_and_mixed_targets_are_refused():
     with pytest.raises(AvomniError, match="no answers"):
         metrics.figures(table_of().slice(0, 0))
     two = pa.concat_tables([table_of(), metrics.rows("adapted", SUMMARY, ASKED, ["?"] * 4)])
@@ -188,14 +194,14 @@ def test_no_answers_or_those_of_two_targets_are_refused():
         metrics.figures(two)
 
 
-def test_a_mean_that_cannot_be_read_is_refused():
+def test_unreadable_mean_row_is_refused():
     broken = table(SUMMARY, ASKED, {"mean": [summary(*MEAN)] * 3 + ["?"]})
     with pytest.raises(AvomniError, match="stands in for others"):
         metrics.figures(broken)
 
 
 @pytest.mark.parametrize("digits", [7, 400])
-def test_figures_are_finite_whatever_number_is_answered(digits):
+def test_figures_are_finite_for_huge_answers(digits):
     text = f"velocity: {'9' * digits} m/s displacement: {'9' * digits} m"
     figures = metrics.figures(table_of(adapted=[text, *TRUE[1:]]))
     assert figures["speed_mae_mps"]["adapted"] == pytest.approx(
@@ -204,7 +210,7 @@ def test_figures_are_finite_whatever_number_is_answered(digits):
     json.dumps(figures, allow_nan=False)
 
 
-def test_worst_windows_are_one_a_clip_and_count_what_cannot_be_read():
+def test_worst_returns_one_window_per_clip_including_unreadable_answers():
     table_ = table_of(base=[(10.5, 0.0), (9.0, 0.0), "?", (4.0, 0.0)])
     worst = metrics.worst(table_, "base", 4)
     assert [(row["clip_id"], row["window"]) for row in worst] == [("b", 0), ("a", 1)]
@@ -222,7 +228,7 @@ def test_typical_windows_have_errors_near_the_median():
     assert [row["speed_mps"] - 10 for row in typical] == [4, 2, 6]
 
 
-def test_a_damaged_or_foreign_file_gets_one_clear_message(tmp_path):
+def test_damaged_or_foreign_answers_file_is_refused(tmp_path):
     path = metrics.write(table_of(), tmp_path / "answers.parquet")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(AvomniError, match="no answers can be read") as damaged:
@@ -239,8 +245,8 @@ pairs = st.one_of(st.none(), st.tuples(st.floats(0, 60), st.floats(0, 500)))
 
 
 @given(predicted=st.lists(pairs, min_size=4, max_size=4))
-def test_errors_agree_with_a_plain_loop(predicted):
-    found = values(metrics.figures(table_of(base=predicted)), "base")
+def test_errors_match_a_plain_python_loop(predicted):
+    figures = values(metrics.figures(table_of(base=predicted)), "base")
     speeds, displacements, gaps = [], [], []
     for pair, true in zip(predicted, TRUE, strict=True):
         speed, displacement = (round(x, 2) for x in pair or MEAN)
@@ -248,15 +254,15 @@ def test_errors_agree_with_a_plain_loop(predicted):
         displacements.append(abs(displacement - true[1]))
         gaps.append(abs(speed * DURATION_S - displacement))
     near = {"abs": 0.01}  # answers have two digits after the point
-    assert found["speed_mae_mps"] == pytest.approx(sum(map(abs, speeds)) / 4, **near)
+    assert figures["speed_mae_mps"] == pytest.approx(sum(map(abs, speeds)) / 4, **near)
     squares = sum(x * x for x in speeds) / 4
-    assert found["speed_rmse_mps"] == pytest.approx(math.sqrt(squares), **near)
-    assert found["speed_mse"] == pytest.approx(found["speed_rmse_mps"] ** 2)
-    assert found["displacement_mae_m"] == pytest.approx(sum(displacements) / 4, **near)
-    assert found["consistency_m"] == pytest.approx(sum(gaps) / 4, abs=0.03)
+    assert figures["speed_rmse_mps"] == pytest.approx(math.sqrt(squares), **near)
+    assert figures["speed_mse"] == pytest.approx(figures["speed_rmse_mps"] ** 2)
+    assert figures["displacement_mae_m"] == pytest.approx(sum(displacements) / 4, **near)
+    assert figures["consistency_m"] == pytest.approx(sum(gaps) / 4, abs=0.03)
 
 
-# The other targets: straight drives, so that every distance is a difference of speeds.
+# The other targets, on straight drives: every distance follows from a difference of speeds.
 
 SPEEDS = [10.0, 5.0, 2.0, 20.0]
 
@@ -273,18 +279,18 @@ def futures():
 
 
 def paths(*waypoints):
-    return [FUTURE.write(Content(waypoints_m=each)) for each in waypoints]
+    return [FUTURE.write(Content(waypoints_m=path)) for path in waypoints]
 
 
-def test_paths_by_hand():
+def test_path_figures_match_values_computed_by_hand():
     texts = {
         "mean": paths(*[ahead(8.0)] * 4),
-        # 1 m/s too fast, 1 m to the left from the first waypoint on, nothing, right.
+        # 1 m/s too fast; 1 m to the left from the first waypoint on; unreadable; correct.
         "adapted": [*paths(ahead(11.0), ahead(5.0, 1.0)), "?", *paths(ahead(20.0))],
     }
-    found = values(metrics.figures(table(FUTURE, futures(), texts)))
+    figures = values(metrics.figures(table(FUTURE, futures(), texts)))
     over = np.arange(1, 65) / 10
-    # The first hop rises from 0 to 1 m to the left within 0.4 s.
+    # The offset rises linearly from 0 to 1 m within the first 0.4 s.
     aside = np.minimum(over / 0.4, 1.0)
     expected = {
         "ade_m": [over.mean(), aside.mean(), 6 * over.mean(), 0],
@@ -296,21 +302,21 @@ def test_paths_by_hand():
         "along_m": [over.mean(), 0, 6 * over.mean(), 0],
         "across_m": [0, aside.mean(), 0, 0],
         "miss_rate": [1, 0, 1, 0],
-        "comfort_share": [1, 0, 1, 1],  # nobody likes a metre to the left within 0.4 s
+        "comfort_share": [1, 0, 1, 1],  # 1 m to the left within 0.4 s is uncomfortable
     }
-    assert found == {name: pytest.approx(np.mean(each)) for name, each in expected.items()}
+    assert figures == {name: pytest.approx(np.mean(errors)) for name, errors in expected.items()}
 
 
-def test_the_best_of_sampled_paths_is_a_figure_of_rows_that_have_samples():
+def test_min_ade_is_computed_for_rows_with_samples():
     texts = {"mean": paths(*[ahead(8.0)] * 4), "adapted": paths(*[ahead(8.0)] * 4)}
     for sample in range(1, 7):
         texts["adapted", sample] = paths(*(ahead(speed + sample - 3) for speed in SPEEDS))
-    texts["adapted", 3] = ["?"] * 4  # the right one cannot be read
+    texts["adapted", 3] = ["?"] * 4  # the correct sample is unreadable
     table_ = table(FUTURE, futures(), texts)
     figures = metrics.figures(table_)
     over = np.arange(1, 65) / 10
     best = figures["metrics"]["adapted"]["min_ade6_m"]
-    # At 10 m/s the mean that stands in is 2 off; the next best are 1 off.
+    # The unreadable sample counts as the mean; the best other samples are 1 m/s off.
     assert best["value"] == pytest.approx(over.mean())
     assert best["difference_to_model"] == 0.0
     assert "min_ade6_m" not in figures["metrics"]["mean"]
@@ -334,10 +340,10 @@ def manoeuvres(*pairs_):
 
 def meta_table(**predicted):
     asked = futures()
-    true = [META.of(each.truth) for each in asked]
-    assert {(each.along, each.across) for each in true} == {("hold", "straight")}
+    true = [META.of(content.truth) for content in asked]
+    assert {(content.along, content.across) for content in true} == {("hold", "straight")}
     table_ = table(META, asked, predicted)
-    # Straight drives are all alike: two of them turn and one brakes.
+    # All drives are straight and steady, so ground truth with two turns and a brake is inserted.
     along = pa.array(["hold", "hold", "gentle brake", "hold"] * len(predicted))
     across = pa.array(["straight", "turn left", "turn left", "straight"] * len(predicted))
     for name, column in (("along_true", along), ("across_true", across)):
@@ -345,7 +351,7 @@ def meta_table(**predicted):
     return table_
 
 
-def test_manoeuvres_by_hand():
+def test_manoeuvre_f1_matches_values_computed_by_hand():
     predicted = [
         ("hold", "straight"), ("hold", "straight"), ("gentle brake", "turn left"),
         ("gentle brake", "nudge left"),
@@ -364,13 +370,13 @@ def test_manoeuvres_by_hand():
     }
     assert values(figures, "blind") == values(figures, "mean")
     assert figures["ladder"][0]["metric"] == "macro_f1"
-    assert figures["ladder"][0]["difference_to_model"] < 0  # more is better
+    assert figures["ladder"][0]["difference_to_model"] < 0  # a higher F1 is better
     assert "speed_mae_mps" not in figures
     (worst, other) = metrics.worst(table_, "adapted", 4)
     assert (worst["clip_id"], worst["window"], other["window"]) == ("b", 3, 1)
 
 
-def test_confusions_by_hand():
+def test_confusion_counts_match_values_computed_by_hand():
     table_ = meta_table(
         mean=manoeuvres(*[("hold", "straight")] * 4),
         adapted=[*manoeuvres(("hold", "straight"), ("hold", "u-turn")), "?", "?"],
@@ -386,24 +392,28 @@ def test_confusions_by_hand():
 
 
 def events(*sentences):
-    """Windows of which people wrote a sentence, or of which a template tells."""
+    """Windows with a sentence written by people, or None for a sentence from the template."""
     asked = futures()
     return [
         dataclasses.replace(
-            each, truth=dataclasses.replace(each.truth, scene=Surroundings((), sentence))
+            asked_window,
+            truth=dataclasses.replace(asked_window.truth, scene=Surroundings((), sentence)),
         )
-        for each, sentence in zip(asked, sentences, strict=True)
+        for asked_window, sentence in zip(asked, sentences, strict=True)
     ]
 
 
-def test_causes_by_hand_and_by_who_wrote_them():
+def test_cause_f1_is_reported_overall_and_by_source():
     asked = events("The car stops for a dog.", "The car waits.", None, None)
-    truths = [COC.of(each.truth) for each in asked]
-    assert [each.cause_from for each in truths] == ["event"] * 2 + ["template"] * 2
+    truths = [COC.of(asked_window.truth) for asked_window in asked]
+    assert [asked_window.cause_from for asked_window in truths] == ["event"] * 2 + ["template"] * 2
     predicted = ["the car stops", "The car waits.", truths[2].cause, truths[3].cause]
-    texts = {"adapted": [COC.write(Content(cause=each)) for each in predicted[:3]] + ["?<>"]}
+    texts = {
+        "adapted": [COC.write(Content(cause=asked_window)) for asked_window in predicted[:3]]
+        + ["?<>"]
+    }
     figures = metrics.figures(table(COC, asked, texts))
-    # 3 of 3 and 6 words are shared; there is no mean to stand in for what cannot be read.
+    # 3 words are shared, of 3 and of 6; without a mean row an unreadable answer scores 0.
     first = 2 * 3 / (3 + 6)
     assert values(figures) == {
         "cause_word_f1": pytest.approx((first + 1 + 1 + 0) / 4),
@@ -417,19 +427,24 @@ def test_causes_by_hand_and_by_who_wrote_them():
     assert values(only) == {"cause_word_f1": 0.25}
 
 
-def test_the_full_target_has_the_figures_of_all_others():
+def test_full_target_has_the_figures_of_all_other_targets():
     asked = events("The car stops for a dog.", "The car waits.", None, None)
-    true = [FULL.of(each.truth) for each in asked]
-    texts = {"mean": [FULL.write(true[3])] * 4, "adapted": [FULL.write(each) for each in true]}
+    ground_truth = [FULL.of(asked_window.truth) for asked_window in asked]
+    texts = {
+        "mean": [FULL.write(ground_truth[3])] * 4,
+        "adapted": [FULL.write(asked_window) for asked_window in ground_truth],
+    }
     figures = metrics.figures(table(FULL, asked, texts))
-    found = values(figures)
-    assert list(found)[0] == figures["ladder"][0]["metric"] == "speed_mae_mps"
-    assert {name for name, value in found.items() if value == pytest.approx(0, abs=0.02)} == {
+    figure_values = values(figures)
+    assert list(figure_values)[0] == figures["ladder"][0]["metric"] == "speed_mae_mps"
+    assert {
+        name for name, value in figure_values.items() if value == pytest.approx(0, abs=0.02)
+    } == {
         *("speed_mae_mps", "speed_rmse_mps", "speed_mse", "displacement_mae_m"),
         *("displacement_mape", "consistency_m", "ade_m", "fde_m", "at_1s_m", "at_3s_m"),
         *("at_5s_m", "at_6_4s_m", "along_m", "across_m", "miss_rate"),
     }
-    assert {name for name, value in found.items() if value == 1} == {
+    assert {name for name, value in figure_values.items() if value == 1} == {
         *("exact_share", "comfort_share", "macro_f1", "macro_f1_along", "macro_f1_across"),
         *("cause_word_f1", "cause_word_f1_event", "cause_word_f1_template"),
     }

@@ -1,7 +1,7 @@
-"""Other road users from the data set's labels through the cache to a window's scene.
+"""Other road users, from the data set's labels through the cache to a window's scene.
 
-The labels tell of others that move in straight lines, so that where they are at any moment is known
-in closed form; ours drives along its circle (`published_set.Drive`).
+The labelled obstacles move in straight lines, so their positions are known in closed form; the ego
+drives on its circle (`published_set.Drive`).
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from tests.published_set import (
 
 SECONDS = 2.4
 LABELLED, NOBODY, DAMAGED, LACKING = range(4)
-# Label, place at time 0 (m, anchor frame), velocity (m/s), nose (rad), first and last label (s).
+# Label, position at time 0 (m, anchor frame), velocity (m/s), yaw (rad), first and last label (s).
 OTHERS = (
     ("automobile", (20.0, 3.0), (6.0, 1.0), 0.2, 0.0, SECONDS),
     ("person", (15.0, -6.0), (0.0, 1.5), np.pi / 2, 0.0, SECONDS),
     ("train_or_tram_car", (-30.0, 9.0), (0.0, 0.0), 3.0, 0.0, SECONDS),
-    ("hovercraft", (9.0, 1.0), (-2.0, 0.0), 0.0, 1.0, SECONDS),  # no label of the data set's
+    ("hovercraft", (9.0, 1.0), (-2.0, 0.0), 0.0, 1.0, SECONDS),  # not a label of the data set
     ("rider", (5.0, 5.0), (3.0, 0.0), 0.0, 0.0, 0.5),
 )
 SIZE = (4.0, 1.8, 1.5)
-LATER_US = 20_000  # the rig's frame is that of a moment other than the label's
+LATER_US = 20_000  # the rig frame is that of a later time than the label's
 EVENTS = [
     {"event_start_frame": 7, "event_start_timestamp": 548_872, "coc": "Slow for\n the person."},
     {"event_start_frame": 3, "event_start_timestamp": 148_872, "coc": "Keep the speed."},
@@ -61,7 +61,7 @@ EVENTS = [
 
 
 def labels(clip_number: int, others=OTHERS) -> dict:
-    """A clip's table, with what the labels say of the rig's frame."""
+    """A clip's table of obstacles in the rig frame."""
     drive, rows = Drive(clip_number), []
     for number, (label, place, velocity, nose, first_s, last_s) in enumerate(others):
         for t_us in range(0, round(SECONDS * 1e6) + 1, 100_000):
@@ -100,7 +100,7 @@ def turned(point, yaw: float) -> np.ndarray:
 
 
 def publish_with_labels(folder: Path) -> Path:
-    """One chunk: a labelled clip, one with nobody around, a damaged one, and one without."""
+    """One chunk of four clips: labelled, labelled without obstacles, damaged labels, no labels."""
     write_published_set(folder, 1, 4, SECONDS, release="main")
     clips = [listed_clip(n, 0) for n in range(4)]
     clips = [
@@ -140,18 +140,18 @@ def run(request, published, tmp_path_factory) -> tuple[Params, build.Built]:
 
 
 def windows_of(cache: Cache, clip_number: int, **kwargs) -> tuple[Windows, list[int]]:
-    """Windows of the cache, and which of them are the clip's."""
-    found = Windows(cache, 4, 2, **kwargs)
-    return found, [i for i, w in enumerate(found) if w.clip_id == clip_id_of(clip_number)]
+    """The cache's windows, and the indices of those of this clip."""
+    windows = Windows(cache, 4, 2, **kwargs)
+    return windows, [i for i, w in enumerate(windows) if w.clip_id == clip_id_of(clip_number)]
 
 
-def test_a_clip_gives_its_labels_and_events(published):
+def test_clip_returns_its_obstacles_and_events(published):
     catalog = Catalog.open(published)
-    found = Clip(published, catalog, clip_id_of(LABELLED)).obstacles()
+    columns = Clip(published, catalog, clip_id_of(LABELLED)).obstacles()
     expected = labels(LABELLED)
-    for name, values in found.items():
+    for name, values in columns.items():
         assert values.tolist() == expected[name].to_pylist(), name
-    assert found["timestamp_us"].dtype == np.int64 and found["center_x"].dtype == np.float64
+    assert columns["timestamp_us"].dtype == np.int64 and columns["center_x"].dtype == np.float64
     assert len(Clip(published, catalog, clip_id_of(NOBODY)).obstacles()["track_id"]) == 0
     assert Clip(published, catalog, clip_id_of(LACKING)).obstacles() is None
     with pytest.raises(AvomniError, match="not a readable parquet file"):
@@ -164,19 +164,19 @@ def test_a_clip_gives_its_labels_and_events(published):
     assert catalog.events(clip_id_of(NOBODY)) == catalog.events(clip_id_of(LACKING)) == ()
 
 
-def test_a_release_without_the_feature_has_no_labels(tmp_path):
+def test_release_without_the_feature_has_no_obstacles(tmp_path):
     folder = write_published_set(tmp_path / "old", 1, 1, 0.5, release="25.10")
     catalog = Catalog.open(folder)
     assert Clip(folder, catalog, clip_id_of(0)).obstacles() is None
     assert catalog.events(clip_id_of(0)) == ()
     built = build.build(folder_run.chosen(tmp_path / "run", folder, obstacles=True))
     assert built.figures["num_unlabelled"] == built.figures["num_clips"] == 1
-    found = Windows(built.cache, 2, 1)
-    assert found.scene(0) == scene.Surroundings((), None, is_known=False)
+    windows = Windows(built.cache, 2, 1)
+    assert windows.scene(0) == scene.Surroundings((), None, is_known=False)
     memmap.verify(built.cache.folder)
 
 
-def test_other_frames_and_kinds_are_refused(tmp_path, published):
+def test_wrong_reference_frame_or_column_types_are_refused(tmp_path, published):
     folder = publish_with_labels(tmp_path / "published")
     path = folder / chunk_path(OBSTACLES, 0)
     good = labels(LABELLED)
@@ -192,10 +192,10 @@ def test_other_frames_and_kinds_are_refused(tmp_path, published):
         assert str(path) in caught.value.where
 
 
-def test_the_cache_says_what_is_known_of_each_clip(run):
+def test_cache_records_why_a_clip_is_unlabelled(run):
     p, built = run
     clips = {clip.clip_id: clip for clip in built.cache.clips}
-    assert len(clips) == 4 and not built.damaged, "others are no reason to leave a clip out"
+    assert len(clips) == 4 and not built.damaged, "clips with damaged or missing labels are kept"
     assert built.figures["num_unlabelled"] == 2 and built.figures["num_events"] == 2
     assert clips[clip_id_of(LABELLED)].unlabelled == clips[clip_id_of(NOBODY)].unlabelled == ""
     assert "not a readable parquet file" in clips[clip_id_of(DAMAGED)].unlabelled
@@ -211,36 +211,36 @@ def test_the_cache_says_what_is_known_of_each_clip(run):
     assert memmap.verify(p.cache_dir).num_arrays == len(header["arrays"])
 
 
-def test_rows_are_the_others_in_the_anchor_frame(run):
+def test_obstacle_rows_are_in_the_anchor_frame(run):
     _, built = run
     (clip,) = [clip for clip in built.cache.clips if clip.clip_id == clip_id_of(LABELLED)]
     rows = np.asarray(built.cache.shards[clip.shard].obstacles)[slice(*clip.obstacles)]
     times = built.cache.shards[clip.shard].times[clip.start : clip.stop]
     assert (np.diff(rows[:, 0]) >= 0).all() and rows[:, 0].max() <= times[-1]
     for number, (label, place, velocity, nose, first_s, _) in enumerate(OTHERS):
-        own = rows[rows[:, obstacles.TRACK] == number]
-        t_s = own[:, 0] / 1e6
+        track = rows[rows[:, obstacles.TRACK] == number]
+        t_s = track[:, 0] / 1e6
         expected = np.add(place, np.multiply.outer(t_s, velocity))
-        assert len(own) and t_s.min() == pytest.approx(first_s)
-        assert own[:, 3:5] == pytest.approx(expected, abs=2e-3)
-        assert own[:, obstacles.YAW] == pytest.approx(nose, abs=1e-3)
-        assert own[:, obstacles.LENGTH :] == pytest.approx(np.tile(SIZE, (len(own), 1)))
+        assert len(track) and t_s.min() == pytest.approx(first_s)
+        assert track[:, 3:5] == pytest.approx(expected, abs=2e-3)
+        assert track[:, obstacles.YAW] == pytest.approx(nose, abs=1e-3)
+        assert track[:, obstacles.LENGTH :] == pytest.approx(np.tile(SIZE, (len(track), 1)))
         known = label if label in obstacles.LABELS else "unknown"
-        assert {obstacles.LABELS[int(n)] for n in own[:, obstacles.LABEL]} == {known}
+        assert {obstacles.LABELS[int(n)] for n in track[:, obstacles.LABEL]} == {known}
 
 
-def test_a_windows_scene_is_the_closed_form(run):
+def test_scene_of_a_window_matches_the_closed_form(run):
     _, built = run
-    found, own = windows_of(built.cache, LABELLED, scenes=True)
+    windows, indices = windows_of(built.cache, LABELLED, scenes=True)
     drive, seen = Drive(LABELLED), set()
-    for index in own:
-        around = found.truth(index).scene
-        assert around == found.scene(index) and around.is_known
-        now_s = found.times_us(index)[-1] / 1e6
+    for index in indices:
+        around = windows.truth(index).scene
+        assert around == windows.scene(index) and around.is_known
+        now_s = windows.times_us(index)[-1] / 1e6
         yaw = drive.curvature * float(drive.travelled(now_s))
         expected = {}
         for label, place, velocity, nose, first_s, last_s in OTHERS:
-            # Labelled twice by now, and not long ago.
+            # At least two labels so far, the last one recent.
             if first_s + 0.1 <= now_s and now_s - np.floor(min(last_s, now_s) * 10) / 10 <= 0.15:
                 at = np.add(place, np.multiply(velocity, now_s)) - drive.position(now_s)[:2]
                 name = label if label in obstacles.LABELS else "unknown"
@@ -258,30 +258,35 @@ def test_a_windows_scene_is_the_closed_form(run):
     assert seen == {"automobile", "person", "train_or_tram_car", "unknown", "rider"}
 
 
-def test_an_event_is_told_near_its_moment(run):
+def test_event_belongs_to_windows_near_its_time(run):
     _, built = run
-    found, own = windows_of(built.cache, LABELLED, scenes=True)
-    for index in own:
-        now_us = int(found.times_us(index)[-1])
+    windows, indices = windows_of(built.cache, LABELLED, scenes=True)
+    for index in indices:
+        now_us = int(windows.times_us(index)[-1])
         near = [e for e in EVENTS if -1_000_000 <= e["event_start_timestamp"] - now_us <= 3_000_000]
         near.sort(key=lambda e: abs(e["event_start_timestamp"] - now_us))
         expected = " ".join(near[0]["coc"].split()) if near else None
-        assert found.truth(index).scene.event == expected
-    events = {found.truth(index).scene.event for index in own}
+        assert windows.truth(index).scene.event == expected
+    events = {windows.truth(index).scene.event for index in indices}
     assert events == {"Keep the speed.", "Slow for the person.", None}
 
 
-def test_clips_without_labels_say_that_nobody_knows(run):
+def test_clips_without_labels_have_an_unknown_scene(run):
     _, built = run
     for number, is_known in ((NOBODY, True), (DAMAGED, False), (LACKING, False)):
-        found, own = windows_of(built.cache, number)
-        assert own and all(found.scene(i) == scene.Surroundings((), None, is_known) for i in own)
-        asked, kept = windows_of(built.cache, number, scenes=True)
-        assert len(kept) == (len(own) if is_known else 0)
-        assert len(asked) + asked.num_unknown == len(found) and asked.num_short == 0
+        windows, indices = windows_of(built.cache, number)
+        assert indices and all(
+            windows.scene(i) == scene.Surroundings((), None, is_known) for i in indices
+        )
+        with_scenes, kept = windows_of(built.cache, number, scenes=True)
+        assert len(kept) == (len(indices) if is_known else 0)
+        assert (
+            len(with_scenes) + with_scenes.num_unknown == len(windows)
+            and with_scenes.num_short == 0
+        )
 
 
-def test_an_unlabelled_clips_window_is_kept_where_an_event_is_told(run):
+def test_window_of_an_unlabelled_clip_is_kept_if_it_has_an_event(run):
     _, built = run
     clips = [
         dataclasses.replace(clip, unlabelled="lost")
@@ -289,14 +294,14 @@ def test_an_unlabelled_clips_window_is_kept_where_an_event_is_told(run):
         else clip
         for clip in built.cache.clips
     ]
-    found, own = windows_of(dataclasses.replace(built.cache, clips=tuple(clips)), LABELLED)
-    asked, kept = windows_of(found.cache, LABELLED, scenes=True)
-    told = [found[i] for i in own if found.scene(i).event]
-    assert 0 < len(told) < len(own) and [asked[i] for i in kept] == told
+    windows, indices = windows_of(dataclasses.replace(built.cache, clips=tuple(clips)), LABELLED)
+    with_scenes, kept = windows_of(windows.cache, LABELLED, scenes=True)
+    with_event = [windows[i] for i in indices if windows.scene(i).event]
+    assert 0 < len(with_event) < len(indices) and [with_scenes[i] for i in kept] == with_event
 
 
 @given(now_us=st.integers(0, 2_400_000), noise=st.floats(-50, 50), data=st.data())
-def test_nothing_later_is_looked_at(now_us, noise, data):
+def test_scene_ignores_later_labels(now_us, noise, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     times = np.repeat(np.arange(25) * 100_000.0, 3)
     rows = np.column_stack([times, np.tile(np.arange(3), 25), np.tile([0, 1, 2], 25)])
@@ -306,24 +311,24 @@ def test_nothing_later_is_looked_at(now_us, noise, data):
     changed[times > now_us, 3:] += noise
     before = scene.others(now_us, now, rows)
     assert scene.others(now_us, now, changed) == before
-    assert len(before) == (3 if now_us >= 100_000 else 0)  # seen once, nobody knows how it moves
+    assert len(before) == (3 if now_us >= 100_000 else 0)  # one label gives no velocity
     assert scene.others(now_us, now, rows[times <= now_us]) == before
 
 
-def test_a_cache_without_others_says_what_to_do(published, tmp_path):
+def test_cache_without_obstacles_says_what_to_do(published, tmp_path):
     p = folder_run.chosen(tmp_path, published)
     cache = build.build(p).cache
     assert "obstacles" not in cache.shards[0].header["arrays"]
     assert not any("obstacle" in key for key in cache.header)
-    found = Windows(cache, 4, 2)
-    assert found.truth(0).scene is None
-    for ask in (lambda: found.scene(0), lambda: Windows(cache, 4, 2, scenes=True)):
+    windows = Windows(cache, 4, 2)
+    assert windows.truth(0).scene is None
+    for ask in (lambda: windows.scene(0), lambda: Windows(cache, 4, 2, scenes=True)):
         with pytest.raises(AvomniError, match="built without other road users") as caught:
             ask()
         assert "processing.obstacles" in caught.value.fix
 
 
-def test_labels_are_fetched_when_asked_for_and_not_before(published, tmp_path):
+def test_labels_are_downloaded_only_if_requested(published, tmp_path):
     path = chunk_path(OBSTACLES, 0)
     without = folder_run.chosen(tmp_path / "without", published)
     assert path not in download.read_chosen(without).files
@@ -339,23 +344,23 @@ def test_labels_are_fetched_when_asked_for_and_not_before(published, tmp_path):
 
 
 @pytest.mark.parametrize("depth", ["quick", "full"])
-def test_an_audit_tells_of_the_labels_and_holds_no_clip_back(published, tmp_path, depth):
+def test_audit_reports_damaged_labels_and_keeps_the_clips(published, tmp_path, depth):
     values = folder_run.values(tmp_path, published, obstacles=True)
     values["dataset"] |= {"audit": depth}
     made = audit.audit(Params.from_values(values), None)
     assert {row["state"] for row in made.clips} == {"sound"} and len(made.clips) == 4
     (file,) = [row for row in made.files if row["feature"] == OBSTACLES]
     assert file["path"] == chunk_path(OBSTACLES, 0)
-    found = [row for row in made.findings if row["feature"] == OBSTACLES]
+    findings = [row for row in made.findings if row["feature"] == OBSTACLES]
     if depth == "full":
-        (finding,) = found
+        (finding,) = findings
         assert finding["clip_id"] == clip_id_of(DAMAGED) and "parquet" in finding["reason"]
     else:
-        assert not found and file["state"] == "sound"
+        assert not findings and file["state"] == "sound"
 
 
-def test_a_shard_made_from_an_older_one_is_the_same_to_the_byte(run, tmp_path):
-    """As where a clip that was damaged has come, or a killed build goes on."""
+def test_shard_rebuilt_from_an_older_one_has_the_same_bytes(run, tmp_path):
+    """This happens when a damaged clip is repaired or a killed build resumes."""
     p, built = run
     whole = built.cache.shards[0]
     inside = {clip.clip_id: clip for clip in built.cache.clips}
@@ -371,18 +376,18 @@ def test_a_shard_made_from_an_older_one_is_the_same_to_the_byte(run, tmp_path):
     assert build.build(p).cache.digest == built.cache.digest
 
 
-def test_the_rendered_worlds_others_are_where_it_has_them(tmp_path):
+def test_obstacles_of_the_rendered_world_are_at_their_positions(tmp_path):
     values = {"num_chunks": 1, "clips_per_chunk": 2, "clip_seconds": 3.0, "width": 64, "height": 36}
     made = Params.from_values({"dataset": {"source": "world", "world": values}})
     folder = publish(made, tmp_path / "world")
     cache = build.build(folder_run.chosen(tmp_path / "run", folder, obstacles=True)).cache
-    found, count = Windows(cache, 4, 3, scenes=True), 0
-    for index, window in enumerate(found):
+    windows, count = Windows(cache, 4, 3, scenes=True), 0
+    for index, window in enumerate(windows):
         world = scene_of(made.dataset.world, window.clip_id)
-        now_s = found.times_us(index)[-1] / 1e6
+        now_s = windows.times_us(index)[-1] / 1e6
         ego = {name: float(v) for name, v in world.drive.at(np.array(now_s)).items()}
         poses, earlier = world.vehicle_poses([now_s, now_s - 0.01])
-        for other in found.scene(index).others:
+        for other in windows.scene(index).others:
             at = turned(poses[:, :2].T - [[ego["x"]], [ego["y"]]], -ego["yaw"]).T
             nearest = int(np.argmin(np.hypot(*(at - (other.x_m, other.y_m)).T)))
             middle = turned(world.vehicles[nearest].box[1][:2], poses[nearest, 2] - ego["yaw"])
@@ -391,7 +396,7 @@ def test_the_rendered_worlds_others_are_where_it_has_them(tmp_path):
             assert (other.vx_mps, other.vy_mps) == pytest.approx(moved, abs=1.2)  # over 0.3 s
             assert other.label == world.vehicles[nearest].label
             count += 1
-        event = found.scene(index).event
+        event = windows.scene(index).event
         assert event is None or event == world.event.text
     assert count > 10
     assert scene_of(made.dataset.world, window.clip_id).event.text.startswith("The car ")

@@ -1,4 +1,4 @@
-"""A clip's part: what is read and written for it, what it takes, and a chunk's assembly."""
+"""A clip's part: bytes read and written, memory, and the assembly of a chunk."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def video(camera_idx: int, seconds: float, size: tuple[int, int] = (64, 48)) -> 
 
 
 def videos(setup: str, seconds: float, extra_bytes: int = 0) -> dict[str, bytes]:
-    found = {}
+    contents = {}
     for camera_idx, camera in enumerate(cameras.CAMERAS):
         if camera.name in SETUPS[setup]:
             plain = video(camera_idx, seconds)
-            found[camera.name] = with_free_box(plain, extra_bytes) if extra_bytes else plain
-    return found
+            contents[camera.name] = with_free_box(plain, extra_bytes) if extra_bytes else plain
+    return contents
 
 
 def recipe(setup: str = "4-cam", tile=(32, 24), sample_hz=10.0, decoder="pyav") -> Recipe:
@@ -46,7 +46,7 @@ def job(folder: Path, number: int, where: Path, how: Recipe) -> parts.ClipJob:
 
 
 def io_of(pid: str = "self") -> dict[str, int]:
-    """proc(5): `rchar` and `wchar` count the bytes of every read and write."""
+    """Counters of proc(5): `rchar` and `wchar` are the bytes of all reads and writes."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return {name: int(count) for name, count in (line.split(": ") for line in lines)}
 
@@ -72,82 +72,84 @@ def _note_writes(event: str, arguments: tuple) -> None:
 
 
 def weighed(job: parts.ClipJob) -> tuple[str | None, int]:
-    """(reason, bytes of memory that the process holds after it)."""
+    """(reason, bytes of memory held by the process afterwards)."""
     outcome = parts.make_part(job)
     job.path.unlink(missing_ok=True)
     return outcome.reason, psutil.Process().memory_info().rss
 
 
 def peak(job: parts.ClipJob) -> tuple[str | None, int]:
-    """(reason, the most bytes that the process ever held)."""
+    """(reason, peak memory of the process in bytes)."""
     outcome = parts.make_part(job)
     status = Path("/proc/self/status").read_text().splitlines()
     high = next(line for line in status if line.startswith("VmHWM"))
     return outcome.reason, int(high.split()[1]) << 10
 
 
-def test_of_a_large_zip_only_the_clips_own_bytes_are_read_and_only_its_part_written(tmp_path):
-    """2 GB a zip; what is read of each is a directory, once, and the clip's members."""
-    films = videos("4-cam", 1.0, extra_bytes=MEGABYTE)
-    folder = write_linked_set(tmp_path / "set", films, 1.0, 1, 3, filler_bytes=2_000_000_000)
-    features = [*films, "egomotion"]
+def test_only_the_clips_bytes_are_read_from_a_large_zip(tmp_path):
+    """From each zip of 2 GB only its directory, once, and the clip's members are read."""
+    video_files = videos("4-cam", 1.0, extra_bytes=MEGABYTE)
+    folder = write_linked_set(tmp_path / "set", video_files, 1.0, 1, 3, filler_bytes=2_000_000_000)
+    features = [*video_files, "egomotion"]
     zips = [folder / chunk_path(feature, 0) for feature in features]
     assert all(path.stat().st_size > 2_000_000_000 for path in zips)
-    assert all(path.stat().st_blocks * 512 < 10 * MEGABYTE for path in zips), "the disk has holes"
-    own = sum(
+    assert all(path.stat().st_blocks * 512 < 10 * MEGABYTE for path in zips), (
+        "the files must be sparse"
+    )
+    clip_bytes = sum(
         entry.file_size
         for path in zips
         for name, entry in stored_zip.directory(path).entries.items()
         if name.startswith(linked_id(1))
     )
-    assert own > len(films) * MEGABYTE
+    assert clip_bytes > len(video_files) * MEGABYTE
 
     jobs = [job(folder, number, tmp_path, recipe()) for number in range(3)]
-    told = {job.path.stem: outcome for job, outcome in run_jobs(counted, jobs, 1)}
+    outcomes = {job.path.stem: outcome for job, outcome in run_jobs(counted, jobs, 1)}
     for number in ("1", "2"):
-        reason, read, written, opened = told[number]
+        reason, read, written, opened = outcomes[number]
         part = tmp_path / f"{number}.npz"
         assert reason is None
-        assert own <= read < 1.02 * own + 100_000
+        assert clip_bytes <= read < 1.02 * clip_bytes + 100_000
         assert part.stat().st_size <= written < part.stat().st_size + 10_000
         assert [Path(path).name.split(".")[1] for path in opened] == [number], opened
         assert Path(opened[0]).parent == tmp_path and opened[0].endswith(".partial")
-    # The first clip of a chunk also opens the catalog, the directories, and libraries.
-    assert told["0"][1] < own + 40 * MEGABYTE and told["0"][3] != []
+    # The first clip of a chunk also reads the catalog, the zip directories and libraries.
+    assert outcomes["0"][1] < clip_bytes + 40 * MEGABYTE and outcomes["0"][3] != []
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_the_memory_of_a_worker_stays_the_same_over_80_clips(decoder, tmp_path):
-    """A megabyte more a file than its pictures need: what keeps files shows by the hundreds."""
-    films = videos("4-cam", 0.4, extra_bytes=MEGABYTE)
-    folder = write_linked_set(tmp_path / "set", films, 0.4, 1, 80)
+def test_worker_memory_stays_constant_over_80_clips(decoder, tmp_path):
+    """Each file has an extra megabyte, so keeping files would show as hundreds of megabytes."""
+    video_files = videos("4-cam", 0.4, extra_bytes=MEGABYTE)
+    folder = write_linked_set(tmp_path / "set", video_files, 0.4, 1, 80)
     how = recipe(sample_hz=5.0, decoder=decoder)
     jobs = [job(folder, number, tmp_path, how) for number in range(80)]
-    told = [outcome for _, outcome in run_jobs(weighed, jobs, 1)]
-    assert {reason for reason, _ in told} == {None}
-    held = [memory / MEGABYTE for _, memory in told]
+    outcomes = [outcome for _, outcome in run_jobs(weighed, jobs, 1)]
+    assert {reason for reason, _ in outcomes} == {None}
+    held = [memory / MEGABYTE for _, memory in outcomes]
     growth = statistics.median(held[-10:]) - statistics.median(held[10:20])
-    assert growth < 16, f"{growth:.0f} MB more after {len(films) * 60} files of 1 MB"
+    assert growth < 16, f"{growth:.0f} MB more after {len(video_files) * 60} files of 1 MB"
 
 
-def test_a_worker_takes_less_than_700_mb_for_seven_cameras_of_1080p(tmp_path):
-    """Files of 20 MB and as many grid frames as 20 s have at 2 Hz, out of a video of one second."""
+def test_worker_needs_less_than_700_mb_for_seven_1080p_cameras(tmp_path):
+    """Files of 20 MB, and from one second of video as many grid frames as 20 s have at 2 Hz."""
     seconds, size = 1.3, (1920, 1080)
     pictures = [frame_bits(0, 0, i, *size) for i in range(num_frames(seconds))]
-    film = with_free_box(encode_video(pictures), 20 * MEGABYTE)
-    films = dict.fromkeys(SETUPS["7-cam"], film)
-    folder = write_linked_set(tmp_path / "set", films, seconds, 1, 2)
+    video_file = with_free_box(encode_video(pictures), 20 * MEGABYTE)
+    video_files = dict.fromkeys(SETUPS["7-cam"], video_file)
+    folder = write_linked_set(tmp_path / "set", video_files, seconds, 1, 2)
     how = recipe("7-cam", (448, 256), sample_hz=38.0)
     jobs = [job(folder, number, tmp_path, how) for number in range(2)]
-    told = [outcome for _, outcome in run_jobs(peak, jobs, 1)]
-    assert [reason for reason, _ in told] == [None, None]
+    outcomes = [outcome for _, outcome in run_jobs(peak, jobs, 1)]
+    assert [reason for reason, _ in outcomes] == [None, None]
     with np.load(tmp_path / "1.npz") as part:
         assert len(part["times"]) >= 40 and part["frames"].shape[1:] == (768, 1344, 3)
-    assert max(memory for _, memory in told) < 700e6
+    assert max(memory for _, memory in outcomes) < 700e6
 
 
-def test_an_assembly_that_was_killed_between_two_renames_is_done_again(tmp_path):
-    """One clip's part has come since; the others lie in the old shard alone, which is put aside."""
+def test_assembly_killed_between_two_renames_is_repeated(tmp_path):
+    """One clip has a new part; the others are only in the old shard, which was renamed."""
     folder = write_linked_set(tmp_path / "set", videos("4-cam", 0.5), 0.5, 1, 3)
     ids = [linked_id(number) for number in range(3)]
     clips = [{"clip_id": clip_id, "split": "train", "chunk": 0} for clip_id in ids]

@@ -1,4 +1,4 @@
-"""Older frames before a window's own: which rows, which times, how large, and what they cost."""
+"""Older frames before a window: their rows, times, sizes and cost in tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.test_windows import cache_of
 KIND = backbone("qwen3_vl")
 
 
-def asked(past=None, **processing) -> Params:
+def params_of(past=None, **processing) -> Params:
     return Params.from_values({"processing": {"past": past or {}, **processing}})
 
 
@@ -47,12 +47,12 @@ def cache(tmp_path_factory, request):
     return Cache.open(write_cache(folder, storage=request.param))
 
 
-def test_moments_of_the_past_come_as_pairs_for_a_tower_that_takes_pairs():
-    p = asked({"seconds": 4, "hz": 1}, sample_hz=10)
+def test_past_frames_come_in_pairs_for_qwen():
+    p = params_of({"seconds": 4, "hz": 1}, sample_hz=10)
     pairs = (-40, -39, -30, -29, -20, -19, -10, -9)
     assert past.offsets(p, KIND) == pairs
     assert p.processing.reach == 40 and p.processing.own_from_s == 4.0
-    assert past.offsets(asked(), KIND) == () and asked().processing.reach == 0
+    assert past.offsets(params_of(), KIND) == () and params_of().processing.reach == 0
 
 
 @pytest.mark.parametrize(
@@ -65,16 +65,16 @@ def test_moments_of_the_past_come_as_pairs_for_a_tower_that_takes_pairs():
     ],
     ids=str,
 )
-def test_a_past_that_cannot_be_is_refused(values, message):
+def test_invalid_past_is_refused(values, message):
     with pytest.raises(AvomniError, match=message):
-        asked(values, sample_hz=10)
+        params_of(values, sample_hz=10)
 
 
-def test_moments_that_would_share_frames_are_refused():
+def test_overlapping_past_moments_are_refused():
     for hz in (10, 11):
         with pytest.raises(AvomniError, match="moments of 2 frames each would overlap"):
-            past.offsets(asked({"seconds": 1, "hz": hz}, sample_hz=10), KIND)
-    assert len(past.offsets(asked({"seconds": 1, "hz": 5}, sample_hz=10), KIND)) == 10
+            past.offsets(params_of({"seconds": 1, "hz": hz}, sample_hz=10), KIND)
+    assert len(past.offsets(params_of({"seconds": 1, "hz": 5}, sample_hz=10), KIND)) == 10
 
 
 @given(
@@ -83,57 +83,55 @@ def test_moments_that_would_share_frames_are_refused():
     stride=st.integers(1, 13),
     reach=st.integers(0, 30),
 )
-def test_the_whole_span_lies_in_the_clip_and_windows_keep_their_places(
-    lengths, length, stride, reach
-):
+def test_windows_with_a_past_are_the_plain_ones_that_fit(lengths, length, stride, reach):
     cache = cache_of(lengths)
     plain = Windows(cache, length, stride)
-    found = Windows(cache, length, stride, past=(-reach,) if reach else ())
+    with_past = Windows(cache, length, stride, past=(-reach,) if reach else ())
     fitting = [w for w in plain if w.start - reach >= cache.clips[w.clip_idx].start]
-    assert list(found) == fitting, "those of the plain windows before which the past fits"
+    assert list(with_past) == fitting, "exactly the plain windows with room for the past"
     counts = [num_windows(len(clip), length, stride, reach) for clip in cache.clips]
-    assert sum(counts) == len(found)
+    assert sum(counts) == len(with_past)
 
 
-def test_a_window_shows_the_rows_of_its_offsets(cache):
-    found = Windows(cache, 2, 1, past=(-3, -2))
-    assert len(found) == 4 and found.frame_shape == (4, *cache.shards[0].frame_shape)
+def test_window_frames_are_the_rows_of_its_offsets(cache):
+    windows = Windows(cache, 2, 1, past=(-3, -2))
+    assert len(windows) == 4 and windows.frame_shape == (4, *cache.shards[0].frame_shape)
     whole = Windows(cache, 5, 1)
     by_place = {(w.clip_id, w.start): i for i, w in enumerate(whole)}
-    for index, window in enumerate(found):
+    for index, window in enumerate(windows):
         assert window.number >= 3 and window.stop - window.start == 2
         expected = whole.frames(by_place[window.clip_id, window.start - 3])
-        frames = found.frames(index)
+        frames = windows.frames(index)
         assert np.array_equal(frames, expected[[0, 1, 3, 4]])
         with pytest.raises(ValueError, match="read-only"):
             frames[:] = 0
-        # Everything else is of the window's own frames.
+        # Times and egomotion cover the window without the past.
         clip, rows = arrays(seed_of(window.clip_id)), slice(window.number, window.number + 2)
-        assert np.array_equal(found.times_us(index), clip["times"][rows])
-        assert np.array_equal(found.egomotion(index), clip["egomotion"][rows])
+        assert np.array_equal(windows.times_us(index), clip["times"][rows])
+        assert np.array_equal(windows.egomotion(index), clip["egomotion"][rows])
 
 
-def test_truth_is_that_of_the_same_window_without_a_past(cache):
-    plain, found = Windows(cache, 2, 1), Windows(cache, 2, 1, past=(-2,))
+def test_past_does_not_change_the_ground_truth(cache):
+    plain, with_past = Windows(cache, 2, 1), Windows(cache, 2, 1, past=(-2,))
     places = {(w.clip_id, w.number): i for i, w in enumerate(plain)}
-    for index, window in enumerate(found):
-        assert found.truth(index) == plain.truth(places[window.clip_id, window.number])
+    for index, window in enumerate(with_past):
+        assert with_past.truth(index) == plain.truth(places[window.clip_id, window.number])
 
 
-def test_views_change_the_older_frames_too(cache):
-    found = Windows(cache, 2, 1, past=(-3, -2))
-    order = Shuffled(found, 0).order(0)
+def test_views_also_change_the_older_frames(cache):
+    windows = Windows(cache, 2, 1, past=(-3, -2))
+    order = Shuffled(windows, 0).order(0)
     assert sorted(order) == [0, 1, 2, 3]
-    assert np.array_equal(Shuffled(found, 0).frames(0), found.frames(0)[order])
-    one = OneCamera(found, cache.cameras[0]).frames(0)
-    assert one.shape == found.frame_shape and (one == 0).any() and one[0].any()
+    assert np.array_equal(Shuffled(windows, 0).frames(0), windows.frames(0)[order])
+    one = OneCamera(windows, cache.cameras[0]).frames(0)
+    assert one.shape == windows.frame_shape and (one == 0).any() and one[0].any()
 
 
 @pytest.mark.parametrize("scale", [1, 0.5])
 @pytest.mark.parametrize("rates", [(10, 1, 4), (10, 4, 2.5), (2, 0.5, 6), (10, 3, 3)])
-def test_times_are_those_of_the_library_for_such_indices(scale, rates):
+def test_timestamps_match_the_transformers_processor(scale, rates):
     sample_hz, hz, seconds = rates
-    p = asked({"seconds": seconds, "hz": hz, "scale": scale}, sample_hz=sample_hz)
+    p = params_of({"seconds": seconds, "hz": hz, "scale": scale}, sample_hz=sample_hz)
     older = past.offsets(p, KIND)
     indices = [row + p.processing.reach for row in (*older, *range(16))]
     videos = past.videos(p, KIND, Video((), 64, 128))
@@ -143,13 +141,13 @@ def test_times_are_those_of_the_library_for_such_indices(scale, rates):
         expected = Qwen3VLProcessor._calculate_timestamps(None, list(part), sample_hz, 2)
         assert KIND.timestamps_s(video.times_s) == pytest.approx(expected, abs=1e-12)
         chat = KIND.chat("?", [video])
-        told = re.findall(r"<[0-9.]+ seconds>", chat)
-        assert told == [f"<{second:.1f} seconds>" for second in expected]
+        timestamps = re.findall(r"<[0-9.]+ seconds>", chat)
+        assert timestamps == [f"<{second:.1f} seconds>" for second in expected]
 
 
 @pytest.mark.parametrize("scale", [1, 0.5])
-def test_pixels_and_tokens_are_the_real_processors_for_such_indices(scale):
-    p = asked({"seconds": 2, "hz": 2, "scale": scale}, sequence_length=3)
+def test_pixels_and_tokens_match_the_transformers_processor(scale):
+    p = params_of({"seconds": 2, "hz": 2, "scale": scale}, sequence_length=3)
     videos = past.videos(p, KIND, Video((), 64, 128))
     indices = [row + p.processing.reach for row in (*past.offsets(p, KIND), *range(3))]
     frames = torch.randint(0, 256, (1, len(indices), 64, 128, 3), dtype=torch.uint8)
@@ -175,8 +173,8 @@ def test_pixels_and_tokens_are_the_real_processors_for_such_indices(scale):
     assert np.array_equal(theirs[:, 0].numpy(), KIND.positions(is_vision, videos))
 
 
-def test_the_prompt_says_from_when_on_it_is_asked():
-    p = asked({"seconds": 4}, sample_hz=10)
+def test_prompt_states_the_start_of_the_window():
+    p = params_of({"seconds": 4}, sample_hz=10)
     seen = model_input.what_the_model_sees(p, KIND, "base", "none", {})
     assert "Frames before 4.0 seconds are older" in seen["question"]
     before = model_input._PAST
@@ -188,9 +186,9 @@ def test_the_prompt_says_from_when_on_it_is_asked():
     )
 
 
-def test_an_adapter_of_other_rows_is_refused_and_one_without_a_past_is_as_before():
+def test_adapter_trained_with_another_past_is_refused():
     def seen(**values):
-        return model_input.what_the_model_sees(asked(values), KIND, "base", "none", {})
+        return model_input.what_the_model_sees(params_of(values), KIND, "base", "none", {})
 
     assert not {"offsets", "past_scale"} & set(seen())
     assert seen(seconds=2, hz=2)["offsets"] == [-20, -19, -15, -14, -10, -9, -5, -4]
@@ -202,11 +200,11 @@ def test_an_adapter_of_other_rows_is_refused_and_one_without_a_past_is_as_before
         model_input.refuse_other(seen(seconds=2), seen(seconds=2, scale=0.5), "here")
 
 
-def test_forty_eight_small_older_frames_and_four_cost_what_sixteen_do():
-    laid = {"tile_width": 448, "tile_height": 256, "sample_hz": 2}
-    plain = asked(sequence_length=16, **laid)
+def test_small_older_frames_cost_fewer_vision_tokens():
+    processing = {"tile_width": 448, "tile_height": 256, "sample_hz": 2}
+    plain = params_of(sequence_length=16, **processing)
     older = {"seconds": 24, "hz": 1, "scale": 0.5}
-    small = asked(older, sequence_length=4, **laid)
+    small = params_of(older, sequence_length=4, **processing)
     counted = [KIND.num_vision_tokens(videos_of(p, KIND)) for p in (plain, small)]
     assert counted == [3584, 3584]
     assert [str(video) for video in videos_of(small, KIND)] == [
@@ -216,29 +214,29 @@ def test_forty_eight_small_older_frames_and_four_cost_what_sixteen_do():
     assert frame_shape(videos_of(small, KIND)) == (52, 512, 896, 3)
 
 
-def test_a_scale_that_the_family_cannot_see_is_refused():
-    p = asked({"seconds": 2, "scale": 0.5}, tile_width=40, tile_height=32)
+def test_scale_with_indivisible_frame_size_is_refused():
+    p = params_of({"seconds": 2, "scale": 0.5}, tile_width=40, tile_height=32)
     with pytest.raises(AvomniError, match="a grid of 40×32 px does not divide"):
         tokens.tokens_per_sample(p)
     with pytest.raises(AvomniError, match="a grid of 33×64 px does not divide by 2"):
         past.videos(p, KIND, Video((), 64, 33))
 
 
-def test_a_family_of_single_frames_takes_single_ones_and_only_shapes_that_it_can_see():
-    kind, laid = backbone("internvl"), {"tile_width": 448, "tile_height": 448}
-    p = asked({"seconds": 3, "hz": 1}, **laid)
+def test_internvl_takes_single_past_frames_of_whole_squares():
+    kind, processing = backbone("internvl"), {"tile_width": 448, "tile_height": 448}
+    p = params_of({"seconds": 3, "hz": 1}, **processing)
     assert past.offsets(p, kind) == (-30, -20, -10)
     assert [video.num_frames for video in videos_of(p, kind)] == [19]
-    small = asked({"seconds": 3, "hz": 1, "scale": 0.5}, **laid)
+    small = params_of({"seconds": 3, "hz": 1, "scale": 0.5}, **processing)
     halves = videos_of(small, kind)
     assert kind.num_vision_tokens(halves) == 256 * (3 * 1 + 16 * 4)
-    quarter = asked({"seconds": 3, "hz": 1, "scale": 0.25}, **laid)
+    quarter = params_of({"seconds": 3, "hz": 1, "scale": 0.25}, **processing)
     with pytest.raises(AvomniError, match="a grid of 224×224 px does not divide into squares"):
         for video in videos_of(quarter, kind):
             kind.check(video)
 
 
-def test_small_frames_are_means_of_squares_with_halves_rounded_up():
+def test_small_frames_are_block_means_rounded_half_up():
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 8, 12, 3), np.uint8))
     for shrink in (2, 4):
         squares = frames.double().reshape(2, 3, 8 // shrink, shrink, 12 // shrink, shrink, 3)
@@ -253,13 +251,13 @@ def test_small_frames_are_means_of_squares_with_halves_rounded_up():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A built run whose windows show a second of the past at half size."""
+    """A built run whose windows have one second of past at half size."""
     older = {"seconds": 1, "hz": 2, "scale": 0.5}
     processing = {"sequence_length": 4, "tile_width": 64, "tile_height": 32, "past": older}
     return cached_run.make(tmp_path_factory.mktemp("run"), processing=processing)
 
 
-def test_the_counts_of_every_stage_follow_the_span(run):
+def test_window_counts_of_all_stages_include_the_past(run):
     built = Cache.open(run.cache_dir)
     windows = samples.windows_of(run, "train")
     assert windows.offsets == (-10, -9, -5, -4, 0, 1, 2, 3)
@@ -277,28 +275,28 @@ def test_the_counts_of_every_stage_follow_the_span(run):
     assert counted.vision == 2 * (64 // 32 * 32 // 32) + 2 * (128 // 32 * 64 // 32)
 
 
-def test_a_model_learns_from_and_answers_windows_with_a_past(run):
+def test_model_trains_and_predicts_on_windows_with_a_past(run):
     words = training_set.make_words()
     model = training_set.make_model()
     kind = backbone("qwen3_vl", model.config)
     windows = samples.windows_of(run, "train")
-    talk = samples.conversation_of(run, words, kind)
-    assert talk.frame_shape == windows.frame_shape
+    conversation = samples.conversation_of(run, words, kind)
+    assert conversation.frame_shape == windows.frame_shape
     frames = torch.from_numpy(np.stack([windows.frames(i) for i in range(2)]))
-    batch = samples.batch_of(range(2), windows, talk)
-    model(**batch, **talk.inputs(frames), use_cache=False).loss.backward()
+    batch = samples.batch_of(range(2), windows, conversation)
+    model(**batch, **conversation.inputs(frames), use_cache=False).loss.backward()
     texts = [
-        answers(model, talk, seen, range(2), batch_size=size, max_new_tokens=6)
+        answers(model, conversation, seen, range(2), batch_size=size, max_new_tokens=6)
         for seen in (windows, Shuffled(windows, 0), Black(windows))
         for size in (1, 2)
     ]
     assert texts[0] == texts[1] and texts[2] == texts[3] and len(texts[5]) == 2
 
 
-def test_the_record_and_the_card_name_the_rows(run):
+def test_record_and_card_state_the_past(run):
     windows = samples.windows_of(run, "train")
-    talk = samples.conversation_of(run, training_set.make_words(), KIND)
-    record = adapter.record_of(run, windows, talk, "base", {})
+    conversation = samples.conversation_of(run, training_set.make_words(), KIND)
+    record = adapter.record_of(run, windows, conversation, "base", {})
     assert record["offsets"] == record["sees"]["offsets"] == [-10, -9, -5, -4]
     assert record["past_scale"] == 0.5 and record["sequence_length"] == 4
     assert record["grid_size"] == [64, 128]
@@ -308,7 +306,7 @@ def test_the_record_and_the_card_name_the_rows(run):
 
 
 @pytest.mark.parametrize("length", [32, 64, 128])
-def test_longer_windows_are_planned_wherever_a_clip_is_long_enough(length):
+def test_longer_windows_are_planned_if_clips_are_long_enough(length):
     changes = {"processing.sequence_length": length, "vision.window_size": length}
     p = Params.from_files(["params/mi300x.yaml"], [f"{k}={v}" for k, v in changes.items()])
     fast = p.model_copy(update={"processing": p.processing.model_copy(update={"sample_hz": 10.0})})
@@ -320,12 +318,12 @@ def test_longer_windows_are_planned_wherever_a_clip_is_long_enough(length):
             estimate.plan_run(p)
 
 
-def test_a_long_window_is_learned_from():
+def test_model_trains_on_a_long_window():
     words, model = training_set.make_words(), training_set.make_model()
     kind = backbone("qwen3_vl", model.config)
-    p = asked(sequence_length=128, tile_width=16, tile_height=16)
+    p = params_of(sequence_length=128, tile_width=16, tile_height=16)
     videos = videos_of(p, kind)
-    talk = Conversation(
+    conversation = Conversation(
         words,
         kind,
         grid=cameras.grid("4-cam"),
@@ -334,25 +332,25 @@ def test_a_long_window_is_learned_from():
         max_seq_length=2048,
     )
     frames = torch.randint(0, 256, (1, 128, 32, 32, 3), dtype=torch.uint8)
-    batch = padded([talk.sample("x")], words.pad_token_id)
-    loss = model(**batch, **talk.inputs(frames), use_cache=False).loss
-    assert talk.num_vision_tokens == 64 and torch.isfinite(loss)
+    batch = padded([conversation.sample("x")], words.pad_token_id)
+    loss = model(**batch, **conversation.inputs(frames), use_cache=False).loss
+    assert conversation.num_vision_tokens == 64 and torch.isfinite(loss)
 
 
-def test_a_past_that_no_clip_holds_is_refused_with_the_longest_that_fits():
-    # Eight seconds of a clip at 10 Hz; a window starts every 8 frames.
+def test_past_longer_than_the_clips_is_refused_with_the_longest_length():
+    # At 10 Hz a clip has room for about eight seconds; windows start every 8 frames.
     with pytest.raises(AvomniError, match="and a window needs 16 after 90 of the past") as caught:
-        estimate.plan_run(asked({"seconds": 9}))
+        estimate.plan_run(params_of({"seconds": 9}))
     assert "lower processing.past.seconds to 6.4 at most" in str(caught.value)
-    assert estimate.plan_run(asked({"seconds": 6.4})).figures["num_windows"] == 100
+    assert estimate.plan_run(params_of({"seconds": 6.4})).figures["num_windows"] == 100
     with pytest.raises(AvomniError, match="sequence_length to 40 at most, or lower processing.pas"):
-        estimate.plan_run(asked({"seconds": 4}, sequence_length=41))
-    longest = estimate.plan_run(asked({"seconds": 4}, sequence_length=40))
+        estimate.plan_run(params_of({"seconds": 4}, sequence_length=41))
+    longest = estimate.plan_run(params_of({"seconds": 4}, sequence_length=40))
     assert longest.figures["num_windows"] == 100
 
 
-def test_the_plan_counts_what_the_past_costs():
-    plain, older = estimate.plan_run(asked()), estimate.plan_run(asked({"seconds": 4}))
+def test_plan_includes_the_cost_of_the_past():
+    plain, older = estimate.plan_run(params_of()), estimate.plan_run(params_of({"seconds": 4}))
     assert older.figures["vision_tokens"] == plain.figures["vision_tokens"] * 24 / 16
     assert older.figures["memory_gb"] > plain.figures["memory_gb"]
     assert older.figures["frames_per_window"] == 24
@@ -361,23 +359,23 @@ def test_the_plan_counts_what_the_past_costs():
     assert "older frames" not in {name for name, _, _ in plain.rows}
 
 
-def test_the_preview_shows_windows_that_have_their_past(run):
+def test_preview_shows_windows_with_their_past(run):
     preview, choice = Preview(run), TilingChoice.of(run)
     clip_id = next(iter(preview.listed))
     windows = preview.windows(clip_id, choice)
     assert windows[0].number == 5 and preview.count(clip_id, choice) == len(windows)
     place = Place(clip_id, 0, 2)
-    found = samples.windows_of(run, preview.listed[clip_id].split)
-    index = next(i for i, w in enumerate(found) if (w.clip_id, w.number) == (clip_id, 5))
-    assert np.array_equal(preview.grid_frame(place, choice), found.frames(index)[4 + 2])
-    expected = target(run.training.target).render(found.truth(index))
+    all_windows = samples.windows_of(run, preview.listed[clip_id].split)
+    index = next(i for i, w in enumerate(all_windows) if (w.clip_id, w.number) == (clip_id, 5))
+    assert np.array_equal(preview.grid_frame(place, choice), all_windows.frames(index)[4 + 2])
+    expected = target(run.training.target).render(all_windows.truth(index))
     assert preview.answer(place, choice) == expected
     costs = cost(run, choice, preview.footage)
     assert costs.figures["sample_mb"] == pytest.approx(8 * 64 * 128 * 3 / 1e6)
     assert "older frames" in {name for name, _, _ in costs.rows}
 
 
-def test_the_notebook_compares_ways_to_show_the_past(run):
+def test_notebook_compares_settings_of_the_past(run):
     runs = [older.with_past(run, None), run, older.with_past(run, 1, 4), older.with_past(run, 9)]
     table = older.costs([*runs, older.with_past(run, 1, 10)])
     assert list(table["past"])[:2] == ["none", "1 s at 2 Hz × 0.5"]

@@ -1,4 +1,4 @@
-"""`avomni predict`: one window, clip or folder, by the pixels and the prompt of the training."""
+"""`avomni predict` for a window, a clip or a folder, with the pixels and prompt of training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = [camera.name for camera in cameras.grid("4-cam").cameras]
 
 @pytest.fixture(scope="module")
 def p(tmp_path_factory):
-    """A run with a cache and an adapter of three steps."""
+    """A run with a cache and an adapter trained for three steps."""
     p = cached_training.make(tmp_path_factory.mktemp("run"), training={"max_steps": 3})
     worker.work(p)
     return p
@@ -41,29 +41,34 @@ def answerer(p):
     return Answerer(p)
 
 
-def test_a_window_is_answered_as_the_evaluation_answers_it(p, answerer):
+def test_prediction_of_a_window_equals_the_evaluations(p, answerer):
     windows = answer.held_out_windows(p)
-    model, talk, _ = models.opened(p, windows.cache.header, adapter.adapter_dir(p))
+    model, conversation, _ = models.opened(p, windows.cache.header, adapter.adapter_dir(p))
     scored = answers(
-        model, talk, windows, range(4), batch_size=4, max_new_tokens=p.evaluation.max_new_tokens
+        model,
+        conversation,
+        windows,
+        range(4),
+        batch_size=4,
+        max_new_tokens=p.evaluation.max_new_tokens,
     )
-    told = [predict(chosen(p, window=i), answerer) for i in range(4)]
-    assert [each.answer.text for each in told] == scored
-    target = talk.target
-    for index, each in enumerate(told):
-        assert each.subject.truth == target.render(windows.truth(index))
-        if each.answer.content is None:
-            assert each.off is None
+    predictions = [predict(chosen(p, window=i), answerer) for i in range(4)]
+    assert [prediction.answer.text for prediction in predictions] == scored
+    target = conversation.target
+    for index, prediction in enumerate(predictions):
+        assert prediction.subject.truth == target.render(windows.truth(index))
+        if prediction.answer.content is None:
+            assert prediction.off is None
 
 
-def test_a_clip_out_of_its_raw_files_has_the_frames_of_the_cache(p):
+def test_clip_from_raw_files_has_the_frames_of_the_cache(p):
     windows = samples.windows_of(p, "test")
     clip_id = windows[0].clip_id
     cached = subject.of_clip(p, clip_id)
     apart = p.model_copy(update={"run": p.run.model_copy(update={"name": "without a cache"})})
     raw = subject.of_clip(apart, clip_id)
     assert raw.truth is None and cached.truth is not None
-    # Windows of the cache lie every `stride` frames; the raw clip's ends with its last frame.
+    # Cached windows start every `stride` frames; that of a raw clip ends with the last frame.
     times = windows.cache.shards[windows[0].shard].times
     assert raw.times_us[-1] == times[windows.cache.clips[windows[0].clip_idx].stop - 1]
     at_s = (cached.times_us[-1] - times[windows.cache.clips[windows[0].clip_idx].start]) / 1e6
@@ -72,7 +77,7 @@ def test_a_clip_out_of_its_raw_files_has_the_frames_of_the_cache(p):
     assert subject.of_clip(p, clip_id, at_s=at_s).name == cached.name
 
 
-def test_videos_in_a_folder_are_read_by_their_names(p, answerer, tmp_path):
+def test_videos_in_a_folder_are_found_by_camera_name(p, answerer, tmp_path):
     clip_id = samples.windows_of(p, "test")[0].clip_id
     clip = Clip(p.local_dir, Catalog.of(p), clip_id)
     grid = cameras.grid(p.vision.cameras)
@@ -96,18 +101,18 @@ def test_videos_in_a_folder_are_read_by_their_names(p, answerer, tmp_path):
         ({"at_s": 2.0}, "--at belongs to"),
     ],
 )
-def test_what_is_not_there_is_one_sentence(p, asked, what):
+def test_invalid_selection_is_reported_in_one_sentence(p, asked, what):
     with pytest.raises(AvomniError, match=what):
         chosen(p, **asked)
 
 
-def test_a_moment_before_the_first_window_is_refused(p):
+def test_time_before_the_first_window_is_refused(p):
     clip_id = samples.windows_of(p, "test")[0].clip_id
     with pytest.raises(AvomniError, match="no window before 0.1 s"):
         chosen(p, clip=clip_id, at_s=0.1)
 
 
-def test_an_adapter_of_another_rate_is_refused_before_anything_is_loaded(p):
+def test_adapter_of_another_sample_rate_is_refused_before_loading(p):
     other = p.model_copy(update={"processing": p.processing.model_copy(update={"sample_hz": 5.0})})
     with pytest.raises(AvomniError, match="processing.sample_hz: trained with"):
         Answerer(other, adapter.adapter_dir(p))
@@ -123,7 +128,7 @@ def test_an_adapter_of_another_rate_is_refused_before_anything_is_loaded(p):
         ("vision", {"cameras": ["camera_front_wide_120fov"]}, "vision.cameras"),
     ],
 )
-def test_live_refuses_an_adapter_of_another_rate_or_grid_before_a_camera_is_opened(
+def test_live_refuses_a_mismatched_adapter_before_opening_cameras(
     p, tmp_path, section, changes, what
 ):
     values = p.complete()
@@ -138,7 +143,7 @@ def test_live_refuses_an_adapter_of_another_rate_or_grid_before_a_camera_is_open
     assert caught.value.fix and not (tmp_path / "record").exists()
 
 
-def test_the_command_prints_an_object_and_draws_a_picture(p, tmp_path, capsys):
+def test_command_prints_json_and_writes_an_image(p, tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(p.values()))
     picture = tmp_path / "answer.png"
@@ -148,13 +153,13 @@ def test_the_command_prints_an_object_and_draws_a_picture(p, tmp_path, capsys):
     assert made.figures["model"] == "adapted"
     with Image.open(picture) as drawn:
         assert drawn.width > 800
-        assert np.asarray(drawn.convert("L")).std() > 10, "it is not blank"
+        assert np.asarray(drawn.convert("L")).std() > 10, "the image must not be blank"
     base = cli.call(["predict", str(path), "--base"])
     assert base.figures["model"] == "base"
 
 
-def test_live_frames_are_the_caches_and_answers_the_evaluations(p, answerer, tmp_path):
-    """A clip's frames, pushed at their own times on a clock that nobody waits for."""
+def test_live_frames_and_predictions_equal_those_of_the_cache(p, answerer, tmp_path):
+    """A clip's frames are pushed at their timestamps on a virtual clock."""
     import av
 
     windows = samples.windows_of(p, "test")

@@ -1,4 +1,4 @@
-"""The budget holds at every moment, whatever happens on the way, and the bytes are the same."""
+"""Builds that evict raw files stay within the disk budget and write the same bytes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def undisturbed(large_set, tmp_path_factory) -> tuple[build.Built, dict[str, byt
 
 
 class Process:
-    """`build` in a process of its own, with its workers."""
+    """`build` in a separate process, with its workers."""
 
     def __init__(self, p: Params, served: local_hub.LocalHub):
         code = (
@@ -91,26 +91,26 @@ class Process:
             return []
 
     def signal(self, number: int) -> None:
-        """To all of them, those too whose parent has ended since they were last seen."""
+        """Signal the process and all workers, also those whose parent has ended since."""
         self.seen |= {process.pid: process for process in self.family()}
         for process in self.seen.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
     def stop(self) -> bool:
-        """Stop all of them; whether no thread is in the middle of something then.
+        """Stop the process and its workers; whether all of their threads have stopped.
 
-        One that starts a program cannot be stopped before the program runs, which is stopped.
+        A thread that starts a program stops only once the program runs, which is then stopped too.
         """
         for _ in range(50):
-            self.signal(signal.SIGSTOP)  # a worker may have been started since
-            if all(state in "TtZX" for each in self.family() for state in states_of(each)):
+            self.signal(signal.SIGSTOP)  # also workers started in the meantime
+            if all(state in "TtZX" for process in self.family() for state in states_of(process)):
                 return True
             time.sleep(0.001)
         return False
 
     def kill_after(self, seconds: float) -> bool:
-        """Kill -9 of the process alone; its workers end by themselves. Whether it still ran."""
+        """Send SIGKILL to the process, not to its workers; whether it was still running."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(seconds)
         was_running = self.is_running()
@@ -120,7 +120,7 @@ class Process:
 
 
 def states_of(process: psutil.Process) -> list[str]:
-    """Of its threads, one letter each, as in proc(5)."""
+    """The states of the process's threads, one letter each as in proc(5)."""
     states = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for path in Path(f"/proc/{process.pid}/task").iterdir():
@@ -129,7 +129,7 @@ def states_of(process: psutil.Process) -> list[str]:
 
 
 def bytes_below(*folders: Path) -> int:
-    """Bytes of all files, each once; for a time in which nobody writes."""
+    """Bytes of all files below the folders; nothing may write meanwhile."""
     total = 0
     for folder in folders:
         for where, _, names in os.walk(folder):
@@ -154,19 +154,19 @@ def sampled_peak(process: Process, p: Params) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
-def test_a_larger_data_set_goes_through_and_the_budget_holds_at_every_moment(
+def test_data_set_larger_than_the_budget_is_built_within_it(
     large_set, served, undisturbed, tmp_path, storage
 ):
     how = {"storage": storage, "num_workers": 2}
     p = chosen(params(tmp_path, processing=how), served)
     p = chosen(params(tmp_path, needed_gb(p), processing=how), served)
     limit = p.download.target_size_gb * 1e9
-    assert read_chosen(p).num_bytes > 1.5 * limit, "it does not fit as a whole"
+    assert read_chosen(p).num_bytes > 1.5 * limit, "the whole data set must exceed the budget"
     process = Process(p, served)
     most, _, samples = sampled_peak(process, p)
-    told, wrong = process.popen.communicate()
-    assert process.popen.returncode == 0, wrong
-    figures = json.loads(told)
+    stdout, stderr = process.popen.communicate()
+    assert process.popen.returncode == 0, stderr
+    figures = json.loads(stdout)
     assert samples > 30
     assert 0.5 * limit < most <= figures["peak_bytes"] <= limit
     assert figures["num_chunks"] == NUM_CHUNKS and figures["num_damaged"] == 0
@@ -177,7 +177,7 @@ def test_a_larger_data_set_goes_through_and_the_budget_holds_at_every_moment(
         read_chosen(p).files[path]["size"] for path in files_of_chunks
     )
     if storage == "raw":
-        assert content(p) == undisturbed[1], "as with all raw files kept"
+        assert content(p) == undisturbed[1], "equal to a build that keeps all raw files"
     else:
         kept = chosen(
             params(tmp_path / "kept", evict=False, processing={"storage": "jpeg"}), served
@@ -185,7 +185,7 @@ def test_a_larger_data_set_goes_through_and_the_budget_holds_at_every_moment(
         assert build.build(kept).cache.digest == figures["digest"]
 
 
-def test_less_than_one_chunk_at_a_time_is_refused_before_anything_is_fetched(served, tmp_path):
+def test_budget_below_one_chunk_is_refused_before_any_download(served, tmp_path):
     p = chosen(params(tmp_path), served)
     least = needed_gb(p)
     before = len(served.requests)
@@ -205,7 +205,7 @@ def test_less_than_one_chunk_at_a_time_is_refused_before_anything_is_fetched(ser
     assert [row["chunk"] for row in built.chunks] == [0, 1, 2]
 
 
-def test_with_room_for_it_the_next_chunk_comes_while_clips_are_read(served, undisturbed, tmp_path):
+def test_next_chunk_is_downloaded_while_clips_are_read(served, undisturbed, tmp_path):
     p = chosen(params(tmp_path), served)
     a_chunk = len(CAMERAS) * PADDING
     tight, roomy = needed_gb(p), needed_gb(p) + 1.05 * a_chunk / 1e9
@@ -219,9 +219,7 @@ def test_with_room_for_it_the_next_chunk_comes_while_clips_are_read(served, undi
     assert 1 * a_chunk < most_raw[0] < 2 * a_chunk < most_raw[1] < 3 * a_chunk
 
 
-def test_killed_at_any_moment_it_goes_on_and_fetches_nothing_twice(
-    large_set, undisturbed, tmp_path
-):
+def test_killed_build_resumes_and_downloads_nothing_twice(large_set, undisturbed, tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -234,14 +232,14 @@ def test_killed_at_any_moment_it_goes_on_and_fetches_nothing_twice(
             process = Process(p, served)
             while process.is_running() and len(served.requests) == num_before:
                 time.sleep(0.002)
-            # The whole takes some seconds from its first request on.
+            # A build takes some seconds after its first request.
             was_running = process.kill_after(moments.uniform(0.0, 1.0))
             kills += was_running
-            gone = evicted.read_evicted(p)
+            evicted_paths = evicted.read_evicted(p)
             for path, num in fetched.items():
                 assert served.gets(path) == num, f"{path} was evicted and is fetched again"
             assert bytes_below(p.local_dir, p.cache_dir) <= p.download.target_size_gb * 1e9
-            fetched = {path: served.gets(path) for path in gone}
+            fetched = {path: served.gets(path) for path in evicted_paths}
             if not was_running:
                 break
         build.build(p, hub=hub_of(served))
@@ -250,7 +248,7 @@ def test_killed_at_any_moment_it_goes_on_and_fetches_nothing_twice(
         wanted = {path: file for path, file in read_chosen(p).files.items() if ".chunk_" in path}
         sent = sum(served.bytes_of(path) for path in wanted)
     assert kills
-    # A killed transfer costs what had not reached the disk.
+    # Only bytes that a killed transfer had not written are sent again.
     assert sent < 1.2 * sum(file["size"] for file in wanted.values())
     assert content(p) == undisturbed[1] and raw_files(p) == []
     assert set(evicted.read_evicted(p)) == set(wanted)
@@ -260,20 +258,20 @@ def fetched_since(served: local_hub.LocalHub, before: int) -> set[str]:
     return {request.path for request in served.requests[before:] if ".chunk_" in request.path}
 
 
-def test_what_a_kill_or_other_parameters_left_is_evicted_and_only_what_lacks_is_fetched(
+def test_leftover_raw_files_are_evicted_and_only_missing_ones_fetched(
     served, undisturbed, large_set, tmp_path
 ):
     kept = chosen(params(tmp_path, evict=False), served)
     before = build.build(kept)
-    gone = raw_files(kept)
-    assert before.figures["bytes_evicted"] == 0 and len(gone) == FILES_PER_CHUNK * NUM_CHUNKS
+    raw_paths = raw_files(kept)
+    assert before.figures["bytes_evicted"] == 0 and len(raw_paths) == FILES_PER_CHUNK * NUM_CHUNKS
     p, num = params(tmp_path), len(served.requests)
     after = build.build(p)
     assert after.cache.digest == before.cache.digest and after.figures["num_clips_read"] == 0
-    assert raw_files(p) == [] and len(evicted.read_evicted(p)) == len(gone)
+    assert raw_files(p) == [] and len(evicted.read_evicted(p)) == len(raw_paths)
     chunk_files = {k: file for k, file in read_chosen(p).files.items() if ".chunk_" in k}
     assert after.figures["bytes_evicted"] == sum(file["size"] for file in chunk_files.values())
-    # As a kill leaves it between a whole shard and the eviction, with and without the record.
+    # The state after a kill between writing a shard and evicting, with and without a record.
     for is_recorded in (True, False):
         for path in chunk_files:
             shutil.copy(large_set / path, p.local_dir / path)
@@ -282,7 +280,7 @@ def test_what_a_kill_or_other_parameters_left_is_evicted_and_only_what_lacks_is_
         built = build.build(p, hub=hub_of(served))
         assert built.figures["num_clips_read"] == 0 and raw_files(p) == []
         assert set(evicted.read_evicted(p)) == set(chunk_files)
-    assert build.build(kept).figures["num_clips_read"] == 0, "and back again"
+    assert build.build(kept).figures["num_clips_read"] == 0, "switching back reads no clip either"
     assert len(served.requests) == num
     shutil.rmtree(p.cache_dir / "shard_0002")
     built = build.build(p, hub=hub_of(served))
@@ -292,9 +290,7 @@ def test_what_a_kill_or_other_parameters_left_is_evicted_and_only_what_lacks_is_
     assert content(p) == undisturbed[1] and raw_files(p) == []
 
 
-def test_a_chunk_that_cannot_be_fetched_ends_with_one_message_and_the_next_run_goes_on(
-    served, undisturbed, tmp_path
-):
+def test_failed_download_is_reported_and_the_next_run_resumes(served, undisturbed, tmp_path):
     p = chosen(params(tmp_path), served)
     lost = chunk_path(CAMERAS[1], 2)
     served.faults.vanished.add(lost)
@@ -304,7 +300,7 @@ def test_a_chunk_that_cannot_be_fetched_ends_with_one_message_and_the_next_run_g
     for chunk in (0, 1):
         assert (p.cache_dir / f"shard_{chunk:04d}" / "header.json").exists()
     assert len(evicted.read_evicted(p)) == 2 * FILES_PER_CHUNK, (
-        "what was whole is in the cache, and evicted"
+        "complete chunks are in the cache and evicted"
     )
     served.faults.vanished.clear()
     before = len(served.requests)
@@ -315,7 +311,7 @@ def test_a_chunk_that_cannot_be_fetched_ends_with_one_message_and_the_next_run_g
     assert content(p) == undisturbed[1]
 
 
-def test_ctrl_c_ends_thread_and_workers_and_the_next_run_goes_on(large_set, undisturbed, tmp_path):
+def test_ctrl_c_ends_thread_and_workers_and_the_next_run_resumes(large_set, undisturbed, tmp_path):
     with local_hub.serve(large_set, REPO, bytes_per_s=1e6) as slow:
         p = chosen(params(tmp_path), slow)
         process = Process(p, slow)
@@ -323,8 +319,8 @@ def test_ctrl_c_ends_thread_and_workers_and_the_next_run_goes_on(large_set, undi
             time.sleep(0.01)
         family = process.family()
         process.popen.send_signal(signal.SIGINT)
-        _, told = process.popen.communicate(timeout=60)
-    assert process.popen.returncode != 0 and "KeyboardInterrupt" in told
+        _, stderr = process.popen.communicate(timeout=60)
+    assert process.popen.returncode != 0 and "KeyboardInterrupt" in stderr
     assert not psutil.wait_procs(family, timeout=10)[1]
     with local_hub.serve(large_set, REPO) as served:
         build.build(p, hub=hub_of(served))
@@ -332,16 +328,14 @@ def test_ctrl_c_ends_thread_and_workers_and_the_next_run_goes_on(large_set, undi
 
 
 def spoil(folder: Path, number: int) -> None:
-    """Take a clip's video away."""
+    """Remove a clip's video from its zip."""
     path = folder / chunk_path(CAMERAS[0], number // CLIPS_PER_CHUNK)
     members = read_zip(path)
     del members[f"{clip_id_of(number)}.{CAMERAS[0]}.mp4"]
     write_zip(path, members)
 
 
-def test_a_damaged_clip_of_an_evicted_chunk_stays_a_row_and_costs_no_second_fetch(
-    large_set, tmp_path
-):
+def test_damaged_clip_of_an_evicted_chunk_is_not_downloaded_again(large_set, tmp_path):
     folder = tmp_path / "published"
     shutil.copytree(large_set, folder)
     for number in (1, 3, 4, 5):  # one of chunk 0, all of chunk 1
@@ -352,7 +346,7 @@ def test_a_damaged_clip_of_an_evicted_chunk_stays_a_row_and_costs_no_second_fetc
         with pytest.raises(AvomniError):
             build.build(p, hub=hub_of(served))
         assert len(evicted.read_evicted(p)) == 3 * FILES_PER_CHUNK, (
-            "a damaged clip keeps no chunk on the disk"
+            "a chunk with damaged clips is evicted"
         )
         served.faults.vanished.clear()
         before = len(served.requests)
@@ -368,16 +362,16 @@ def test_a_damaged_clip_of_an_evicted_chunk_stays_a_row_and_costs_no_second_fetc
         assert content(kept) == content(p)
 
 
-def test_raw_files_that_lie_there_are_read_first_and_only_a_damaged_one_is_fetched(
+def test_existing_raw_files_are_read_first_and_damaged_ones_fetched(
     large_set, served, undisturbed, tmp_path
 ):
     p = chosen(params(tmp_path), served)
     p = chosen(params(tmp_path, needed_gb(p) + 1.1 * len(CAMERAS) * PADDING / 1e9), served)
-    there = [path for path in read_chosen(p).files if "chunk_0003" in path]
-    for path in there:
+    existing = [path for path in read_chosen(p).files if "chunk_0003" in path]
+    for path in existing:
         (p.local_dir / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(large_set / path, p.local_dir / path)
-    damaged = there.pop()
+    damaged = existing.pop()
     with open(p.local_dir / damaged, "r+b") as file:
         file.seek(100)
         byte = file.read(1)[0]
@@ -385,29 +379,27 @@ def test_raw_files_that_lie_there_are_read_first_and_only_a_damaged_one_is_fetch
         file.write(bytes([byte ^ 1]))
     process = Process(p, served)
     most, _, _ = sampled_peak(process, p)
-    _, wrong = process.popen.communicate()
-    assert process.popen.returncode == 0, wrong
+    _, stderr = process.popen.communicate()
+    assert process.popen.returncode == 0, stderr
     assert most <= p.download.target_size_gb * 1e9
-    assert not any(served.gets(path) for path in there) and served.gets(damaged)
+    assert not any(served.gets(path) for path in existing) and served.gets(damaged)
     assert content(p) == undisturbed[1], "the order of the chunks does not matter"
 
 
-def test_raw_files_taken_away_while_they_are_read_are_no_damaged_clips(
-    served, undisturbed, tmp_path
-):
-    """As another run does that evicts in the same dataset.local_dir."""
+def test_raw_files_removed_during_a_build_make_clips_lost(served, undisturbed, tmp_path):
+    """Another run that evicts in the same dataset.local_dir may remove them."""
     p = chosen(params(tmp_path), served)
 
-    class Thief(Bar):
-        """Comes when the first clip has been read."""
+    class Remover(Bar):
+        """A progress bar that removes raw files after the first clip."""
 
         def update(self, amount: float = 1, note: str = "") -> None:
             for path in p.local_dir.rglob(f"{CAMERAS[0]}.chunk_0000.zip"):
                 path.unlink()
 
-    built = build.build(p, Thief, hub=hub_of(served))
+    built = build.build(p, Remover, hub=hub_of(served))
     lost = [row["clip_id"] for row in built.lost]
-    # The second clip is being read when they go: it may hold them open already.
+    # The second clip is being read meanwhile and may hold its files open already.
     assert lost[-1:] == [clip_id_of(2)] and set(lost) <= {clip_id_of(1), clip_id_of(2)}
     assert not built.damaged
     for row in built.lost:
@@ -418,8 +410,8 @@ def test_raw_files_taken_away_while_they_are_read_are_no_damaged_clips(
     assert content(p) == undisturbed[1] and raw_files(p) == []
 
 
-def test_clips_longer_than_expected_stop_before_the_budget_is_broken(served, tmp_path):
-    """The parameters say half a second a clip; a clip has three times as much."""
+def test_clips_longer_than_planned_stop_the_build_within_the_budget(served, tmp_path):
+    """Clips are longer than `clip_seconds` in the parameters."""
     p = params(tmp_path)
     world = p.dataset.world.model_copy(update={"clip_seconds": 1.0})
     short = p.model_copy(update={"dataset": p.dataset.model_copy(update={"world": world})})
@@ -430,9 +422,9 @@ def test_clips_longer_than_expected_stop_before_the_budget_is_broken(served, tmp
     )
     process = Process(short, served)
     most, _, _ = sampled_peak(process, short)
-    _, told = process.popen.communicate()
+    _, stderr = process.popen.communicate()
     assert process.popen.returncode == 1
-    assert f"of {NUM_CHUNKS} chunks go through with a budget of" in told
+    assert f"of {NUM_CHUNKS} chunks go through with a budget of" in stderr
     assert most <= gb * 1e9
     with pytest.raises(AvomniError, match="chunks go through") as caught:
         build.build(short, hub=hub_of(served))
@@ -442,7 +434,7 @@ def test_clips_longer_than_expected_stop_before_the_budget_is_broken(served, tmp
     assert build.build(p, hub=hub_of(served)).figures["num_chunks"] == NUM_CHUNKS
 
 
-def test_a_source_that_changed_is_told_before_anything_is_fetched(large_set, tmp_path):
+def test_changed_source_is_reported_before_any_download(large_set, tmp_path):
     folder = tmp_path / "published"
     shutil.copytree(large_set, folder)
     with local_hub.serve(folder, REPO) as served:
@@ -454,15 +446,15 @@ def test_a_source_that_changed_is_told_before_anything_is_fetched(large_set, tmp
         assert not any(served.gets(path) for path in read_chosen(p).files if ".chunk_" in path)
 
 
-def test_without_a_hub_it_says_how_to_get_one(served, tmp_path):
+def test_build_without_a_hub_says_what_to_do(served, tmp_path):
     p = chosen(params(tmp_path), served)
     with pytest.raises(AvomniError, match="4 chunks are not on the disk, and no hub") as caught:
         build.build(p)
     assert "03_etl" in caught.value.fix
 
 
-def test_raw_files_and_cache_on_two_disks_have_a_room_check_each(served, tmp_path):
-    """/dev/shm is a disk of its own on Linux."""
+def test_disk_space_is_checked_on_the_disks_of_raw_files_and_cache(served, tmp_path):
+    """/dev/shm is a separate file system on Linux."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         p = params(tmp_path, gb=1e8, processing={"tile_width": 10**6, "tile_height": 10**6})
         dataset = p.dataset.model_copy(update={"local_dir": other})
@@ -474,16 +466,16 @@ def test_raw_files_and_cache_on_two_disks_have_a_room_check_each(served, tmp_pat
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
-def test_what_shards_turn_out_to_take_stops_nothing_that_the_plan_let_through(tmp_path, storage):
-    """Chunks weigh no more once they are measured, as long as they are what was forecast."""
+def test_measured_shard_sizes_do_not_exceed_the_planned_ones(tmp_path, storage):
+    """Measured sizes up to the forecast do not raise a chunk's load; larger ones do."""
     p = params(tmp_path, processing={"storage": storage})
 
     def load(measured: float) -> disk_budget.Load:
         return disk_budget.load_of(p, 0, 1, 0, 50, disk_budget.most_seconds(p), measured)
 
-    each = load(0).stays / 50
+    clip_bytes = load(0).stays / 50
     for share in (0.5, 0.9, 0.999):
-        found = load(share * each)
-        assert found.cache <= load(0).cache and found.stays <= load(0).stays
-    larger = load(9 * each)
+        smaller = load(share * clip_bytes)
+        assert smaller.cache <= load(0).cache and smaller.stays <= load(0).stays
+    larger = load(9 * clip_bytes)
     assert larger.cache > load(0).cache and larger.stays > load(0).stays

@@ -1,4 +1,4 @@
-"""Hashes of frames: the same for the same picture, and silent where a picture proves nothing."""
+"""Perceptual hashes of frames: stable under encoding and size, unset without texture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def views() -> np.ndarray:
 
 def grids(views: np.ndarray, tile=TILE) -> np.ndarray:
     """Grid images with tiles of any size out of views (N, 4, height, width, 3)."""
-    small = np.stack([[resized(view, tile) for view in own] for own in views])
+    small = np.stack([[resized(view, tile) for view in drive_views] for drive_views in views])
     return tiling.compose(
         {camera.name: small[:, idx] for idx, camera in enumerate(GRID.cameras)}, GRID
     )
@@ -51,7 +51,7 @@ def prints_of(frames: np.ndarray, tile=TILE) -> np.ndarray:
     return fingerprints.of_frames(frames, GRID, tile)
 
 
-def test_terms_are_those_of_the_grey_picture(views):
+def test_spectra_match_scipys_dct_of_the_grey_image(views):
     frames = grids(views)
     terms = fingerprints.spectra(frames, GRID, TILE)
     for idx, camera in enumerate(GRID.cameras):
@@ -62,7 +62,7 @@ def test_terms_are_those_of_the_grey_picture(views):
 
 
 @pytest.mark.parametrize("quality", [90, 60, 30])
-def test_another_encoding_is_the_same_picture(views, quality):
+def test_prints_agree_after_jpeg_encoding(views, quality):
     frames = grids(views)
     one, other = prints_of(frames), prints_of(by_jpeg(frames, quality))
     share, num = map(np.diagonal, fingerprints.different(one, other))
@@ -71,22 +71,22 @@ def test_another_encoding_is_the_same_picture(views, quality):
 
 
 @pytest.mark.parametrize("tile", [(44, 30), (64, 40), (96, 64), (192, 128)])
-def test_another_size_is_the_same_picture(views, tile):
+def test_prints_agree_at_another_size(views, tile):
     one, other = prints_of(grids(views)), prints_of(grids(views, tile), tile)
     assert np.diagonal(fingerprints.different(one, other)[0]).max() <= 0.05
     assert np.diagonal(fingerprints.agree(one, other, LEAST)[0]).all()
 
 
-def test_other_drives_are_other_pictures(views):
-    found = prints_of(grids(views))
-    share, _ = fingerprints.different(found, found)
+def test_prints_of_different_drives_differ(views):
+    hashes = prints_of(grids(views))
+    share, _ = fingerprints.different(hashes, hashes)
     others = share[~np.eye(len(views), dtype=bool)]
     assert others.min() > 2 * fingerprints.MAX_DIFFERENT
     assert np.diagonal(share).max() == 0
 
 
 def sky_over_road(frames: np.ndarray) -> np.ndarray:
-    """Bright above and dark below in every tile, and nothing else."""
+    """Every tile bright in its upper half and dark in its lower half."""
     rows = np.where(np.arange(frames.shape[1]) % TILE[1] < TILE[1] // 2, 150, 80)
     return np.broadcast_to(rows[:, None, None], frames.shape)
 
@@ -101,14 +101,14 @@ BARE = {
 
 
 @pytest.mark.parametrize("kind", BARE)
-def test_a_picture_without_texture_proves_nothing(views, kind):
+def test_frame_without_texture_matches_nothing(views, kind):
     bare = prints_of(BARE[kind](grids(views).astype(float)).clip(0, 255).astype(np.uint8))
     assert not fingerprints.has_texture(bare, LEAST).any()
     assert not fingerprints.agree(bare, bare, LEAST)[0].any()
     assert fingerprints.has_texture(prints_of(grids(views)), LEAST).all()
 
 
-def test_noise_in_the_dark_has_no_signs():
+def test_noise_in_a_dark_frame_is_no_texture():
     """Sensor noise of 4 grey levels over black is 0.1 in each of a tile's 1,536 terms."""
     dice = np.random.default_rng(0)
     dark = (8 + dice.normal(0, 4, (3, 64, 96, 3))).clip(0, 255).astype(np.uint8)
@@ -117,7 +117,7 @@ def test_noise_in_the_dark_has_no_signs():
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), num=st.integers(1, 200))
-def test_the_share_is_of_the_bits_that_both_masks_let_through(seed, num):
+def test_difference_is_the_share_of_bits_set_in_both_masks(seed, num):
     dice = np.random.default_rng(seed)
     bits, mask = dice.random((2, 2, 3, num)) < 0.5
     one, other = (fingerprints.pack(np.where(bits[i], 1, -1) * mask[i]) for i in range(2))
@@ -135,7 +135,7 @@ def test_the_share_is_of_the_bits_that_both_masks_let_through(seed, num):
     assert fingerprints.has_texture(one, least).tolist() == (mask[0].sum(axis=-1) >= least).tolist()
 
 
-def test_black_cells_of_a_grid_are_no_cameras():
+def test_black_cells_of_a_grid_have_no_spectrum():
     grid = cameras.grid("7-cam")
     assert fingerprints.spectra(np.zeros((2, 96, 144, 3), np.uint8), grid, TILE).shape == (
         2,
@@ -145,15 +145,15 @@ def test_black_cells_of_a_grid_are_no_cameras():
 
 
 @pytest.mark.parametrize("tile", [TILE, (96, 64), (192, 128), (90, 50)])
-def test_blocks_means_have_the_prints_of_the_whole_picture(views, tile):
-    """Although they are grey and small."""
+def test_prints_from_block_means_match_the_full_spectra(views, tile):
+    """`of_frames` computes on small grey images, the reference on full tiles."""
     frames = grids(views, tile)
     whole = fingerprints.pack(fingerprints.spectra(frames, GRID, tile).reshape(len(frames), -1))
     share, num = map(np.diagonal, fingerprints.different(prints_of(frames, tile), whole))
     assert share.max() <= 0.02 and num.min() > 1.5 * LEAST
 
 
-def test_prints_do_not_depend_on_the_frames_beside():
+def test_prints_do_not_depend_on_neighbouring_frames():
     frames = np.random.default_rng(0).integers(0, 256, (20, 64, 96, 3), np.uint8)
     whole = prints_of(frames)
     assert whole.shape == (20, 2, fingerprints.num_words(4)) and whole.dtype == np.uint64

@@ -1,4 +1,4 @@
-"""No more decoded than is asked for; a damaged file gives right pictures or an error."""
+"""The PyAV reader decodes only needed packets; damage gives correct frames or an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLOSED = ["h264 gop 15 b", "h264 gop 30", "h264 gop 30 b", "hevc closed"]
 
 
 class CountingCodec:
-    """PyAV's decoder, with a list of the packets given to it and a count of the frames it gave."""
+    """PyAV's decoder that records the packets sent and counts the frames decoded."""
 
     def __init__(self, codec: av.VideoCodecContext):
         self.__dict__.update(codec=codec, sent=[], num_decoded=0)
@@ -51,25 +51,25 @@ class CountingCodec:
 
 
 def packets_sent(name: str, rows: list[int]) -> tuple[list[int], list[int]]:
-    """(pts of the packets that went to the decoder, pts of all packets)."""
+    """(pts of the packets sent to the decoder, pts of all packets)."""
     with stream.opened(stream_bytes(name)) as opened:
         codec = CountingCodec(opened.codec)
         counted = dataclasses.replace(opened, codec=codec)
-        found, _ = pyav_reader.by_pyav(counted, np.array(rows), None)
-        assert numbers(found, name) == rows
+        images, _ = pyav_reader.by_pyav(counted, np.array(rows), None)
+        assert numbers(images, name) == rows
         return codec.sent, [packet.pts for packet in opened.packets]
 
 
 @functools.cache
 def whole(name: str) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """A file with its index in front, its frames' times, and all of its pictures."""
+    """A file with its index at the front, the times of its frames, and all frames."""
     content = stream_bytes(name, index_first=True)
     times = times_of(content)
     return content, times, reader.read_frames(content, times).images
 
 
 @pytest.mark.parametrize("name", ["h264 gop 15", "h264 gop 15 b", "hevc closed", "av1"])
-def test_only_key_frames_are_decoded_where_they_fall_on_the_grid(name):
+def test_only_key_frames_are_decoded_if_they_suffice(name):
     gop = 15 if "15" in name else 30
     sent, packets = packets_sent(name, list(range(0, NUM_FRAMES, gop)))
     with stream.opened(stream_bytes(name)) as opened:
@@ -77,7 +77,7 @@ def test_only_key_frames_are_decoded_where_they_fall_on_the_grid(name):
     assert len(sent) == NUM_FRAMES // gop
 
 
-def test_a_gop_is_decoded_no_further_than_its_last_wanted_frame():
+def test_gop_is_decoded_up_to_its_last_wanted_frame():
     with stream.opened(stream_bytes("h264 gop 30")) as opened:
         assert opened.plan_runs([0]) == [(0, [0])]
         runs = opened.plan_runs([3, 31, 35, 60])
@@ -86,8 +86,8 @@ def test_a_gop_is_decoded_no_further_than_its_last_wanted_frame():
     assert sent == packets[:4] + packets[30:36] + packets[60:61]
 
 
-def test_pictures_that_nothing_needs_are_not_decoded():
-    """Every other frame of these GOPs is referred to by none."""
+def test_unreferenced_frames_are_not_decoded():
+    """Every other frame of these GOPs is not a reference frame."""
     with stream.opened(stream_bytes("h264 gop 30 b")) as opened:
         codec = CountingCodec(opened.codec)
         counted = dataclasses.replace(opened, codec=codec)
@@ -96,7 +96,7 @@ def test_pictures_that_nothing_needs_are_not_decoded():
 
 
 @pytest.mark.parametrize("name", ["h264 open", "h264 bluray", "hevc open", "hevc 10 bit"])
-def test_a_leading_picture_is_decoded_from_the_gop_before_its_own(name):
+def test_leading_frame_is_decoded_from_the_previous_gop(name):
     with stream.opened(stream_bytes(name)) as opened:
         leading = np.flatnonzero(opened.leading)
         for i in leading:
@@ -116,30 +116,30 @@ def refused(content: bytes, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", [*CLOSED, "hevc open", "av1", "mpeg4 b"])
-def test_a_frame_of_zeros_is_refused(name):
+def test_zeroed_frame_is_refused(name):
     content = bytearray(whole(name)[0])
     place, size = places(whole(name)[0])[37]
     content[place : place + size] = bytes(size)
     assert "frame 37 is damaged" in refused(bytes(content), name)
 
 
-def test_noise_in_a_frame_is_found_by_the_decoder():
+def test_noise_in_a_frame_is_reported():
     content = bytearray(whole("h264 gop 30")[0])
     place, size = places(bytes(content))[40]
     content[place + 5 : place + size] = np.random.default_rng(2).bytes(size - 5)
-    told = refused(bytes(content), "h264 gop 30")
-    assert "decode" in told or "damaged" in told
-    # Another GOP needs none of it.
+    error = refused(bytes(content), "h264 gop 30")
+    assert "decode" in error or "damaged" in error
+    # Frames of other GOPs can still be read.
     times = whole("h264 gop 30")[1]
-    held = reader.read_frames(bytes(content), times[[3, 70]], timestamps_us=times)
-    assert numbers(held.images) == [3, 70]
+    intact = reader.read_frames(bytes(content), times[[3, 70]], timestamps_us=times)
+    assert numbers(intact.images) == [3, 70]
 
 
 @pytest.mark.parametrize(
     ("box", "place", "value"), [(b"stco", 12, 0x7FFFFF00), (b"stsz", 8, 50_000_000)]
 )
-def test_an_index_that_names_far_more_than_there_is_is_refused(box, place, value):
-    """The offset of a run of frames, and the size of every one: no memory is taken for them."""
+def test_oversized_index_entries_are_refused(box, place, value):
+    """A huge chunk offset (`stco`) and frame size (`stsz`) must not allocate memory."""
     content, _, _ = whole("h264 gop 30")
     start = content.index(box) + place
     broken = content[:start] + value.to_bytes(4, "big") + content[start + 4 :]
@@ -149,8 +149,8 @@ def test_an_index_that_names_far_more_than_there_is_is_refused(box, place, value
 
 
 @pytest.mark.parametrize("name", ["h264 gop 30 b", "hevc closed"])
-def test_times_that_are_not_in_the_order_of_the_pictures_are_refused(name):
-    """Without `ctts` a player shows packets in decode order, and as many."""
+def test_timestamps_not_in_display_order_are_refused(name):
+    """Without the `ctts` box, packets have timestamps in decode order."""
     content = whole(name)[0].replace(b"ctts", b"free")
     with pytest.raises(AvomniError, match="do not follow the order of its pictures"):
         reader.read_frames(content, times_of(content))
@@ -165,7 +165,7 @@ FUZZED = st.sampled_from(
     "codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4", "mjpeg"]
 )
 @pytest.mark.parametrize("scene", ["black", "noise"])
-def test_pictures_that_code_to_few_or_many_bytes_are_no_holes(codec, scene):
+def test_very_small_and_large_frames_are_not_taken_for_damage(codec, scene):
     rng = np.random.default_rng(1)
     pictures = [np.zeros((72, 128, 3), np.uint8)] * 20
     if scene == "noise":
@@ -178,7 +178,7 @@ def test_pictures_that_code_to_few_or_many_bytes_are_no_holes(codec, scene):
 
 @settings(max_examples=100)
 @given(name=FUZZED, start=st.floats(0, 1), size=st.integers(8, 5000), is_cut=st.booleans())
-def test_cut_or_zeroed_anywhere_a_file_gives_right_frames_or_an_error(name, start, size, is_cut):
+def test_truncated_or_zeroed_file_gives_correct_frames_or_an_error(name, start, size, is_cut):
     content, times, images = whole(name)
     media = 0 if is_cut else content.index(b"mdat") + 4
     start = media + round((len(content) - media) * start)
@@ -196,8 +196,8 @@ def test_cut_or_zeroed_anywhere_a_file_gives_right_frames_or_an_error(name, star
     name=st.sampled_from(sorted(SPECS)),
     flips=st.lists(st.tuples(st.floats(0, 0.9999), st.integers(1, 255)), min_size=1, max_size=12),
 )
-def test_bytes_flipped_anywhere_end_in_pictures_or_an_error(name, flips):
-    """Nothing in a video says that a picture which decodes is the right one: the zip's does."""
+def test_flipped_bytes_give_frames_or_an_error(name, flips):
+    """A video has no checksum of its frames; the zip member's checksum covers such damage."""
     content = bytearray(stream_bytes(name))
     for place, change in flips:
         content[int(place * len(content))] ^= change
@@ -212,7 +212,7 @@ def test_bytes_flipped_anywhere_end_in_pictures_or_an_error(name, flips):
 
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le", "yuv444p"])
 @pytest.mark.parametrize("size", [(60, 33), (112, 63), (200, 112)])
-def test_the_picture_is_that_of_ffmpegs_own_area_scaling(pixels, size, tmp_path):
+def test_resized_frames_match_ffmpegs_area_scaling(pixels, size, tmp_path):
     rng = np.random.default_rng(4)
     light = np.kron(rng.integers(40, 215, (64, 100)), np.ones((4, 4)))[..., None]
     tint = np.kron(rng.integers(-30, 30, (4, 6, 3)), np.ones((64, 70, 1)))[: len(light), :400]
@@ -232,5 +232,5 @@ def test_the_picture_is_that_of_ffmpegs_own_area_scaling(pixels, size, tmp_path)
     command += ["-f", "rawvideo", "-fps_mode", "passthrough", "pipe:1"]
     content = subprocess.run(command, capture_output=True, check=True).stdout
     expected = np.frombuffer(content, np.uint8).reshape(12, size[1], size[0], 3)
-    found = reader.read_frames(path, times_of(path.read_bytes()), size=size)
-    assert np.abs(found.images.astype(int) - expected).mean() <= 2
+    frames = reader.read_frames(path, times_of(path.read_bytes()), size=size)
+    assert np.abs(frames.images.astype(int) - expected).mean() <= 2

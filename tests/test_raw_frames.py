@@ -1,4 +1,4 @@
-"""Frames of any choice out of the raw clips: the ETL's own pixels and times, decoded once."""
+"""Frames from raw clips for any tiling: equal to the ETL's, and decoded once."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def window_of(raw, times_us, wanted):
 
 @pytest.mark.parametrize("fit", ["letterbox", "crop", "stretch"])
 @pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
-def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
+def test_frames_and_motion_equal_those_of_the_etl(p, fit, setup):
     wanted = choice(p, fit=fit, grid=cameras.grid(setup), tile=(80, 32), sample_hz=7.0)
     laid = wanted.laid_over(p)
     raw = RawFrames(laid)
@@ -51,28 +51,26 @@ def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
     assert np.array_equal(frames, made["frames"][3:9])
 
 
-def test_another_tile_fit_or_grid_decodes_nothing_and_an_overlapping_window_what_is_new(
-    p, times_us
-):
+def test_changed_tiling_decodes_nothing_again(p, times_us):
     raw = RawFrames(p)
     window_of(raw, times_us, choice(p, grid=SEVEN))
     num = raw.num_decoded
     assert num == 7 * len(times_us)
-    own = grid_of([camera.name for camera in cameras.CAMERAS[:3]])
+    three_cameras = grid_of([camera.name for camera in cameras.CAMERAS[:3]])
     for changed in (
         {"tile": (160, 96)},
         {"tile": (20, 20), "fit": "crop"},
         {"grid": SEVEN, "fit": "letterbox"},
-        {"grid": own},
+        {"grid": three_cameras},
     ):
         window_of(raw, times_us, choice(p, **changed))
     assert raw.num_decoded == num
     overlapping = Preview(p).motion(NAME, cached_run.HZ).times[6:10]
     window_of(raw, overlapping, choice(p))
-    assert raw.num_decoded == num + 4 * 2, "two of its four frames are there"
+    assert raw.num_decoded == num + 4 * 2, "two of its four frames are decoded already"
 
 
-def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
+def test_memory_is_limited_except_for_the_latest_block(p, monkeypatch):
     monkeypatch.setattr(raw_frames, "BLOCK", 2)
     times = Preview(p).motion(NAME, cached_run.HZ).times
     one = RawFrames(p)
@@ -84,13 +82,13 @@ def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
         assert raw.num_bytes <= 4 * block
     num = raw.num_decoded
     raw.grid_frame(NAME, times[:2], 0, choice(p))
-    assert raw.num_decoded == num + 8, "the oldest are gone, and come again"
+    assert raw.num_decoded == num + 8, "the oldest block was dropped and is decoded again"
     tight = RawFrames(p, limit_bytes=1)
     whole = window_of(tight, times[:4], choice(p, grid=SEVEN))
     assert np.array_equal(whole, window_of(RawFrames(p), times[:4], choice(p, grid=SEVEN)))
 
 
-def test_only_the_frames_around_the_one_shown_are_decoded(p, monkeypatch):
+def test_only_the_block_of_the_shown_frame_is_decoded(p, monkeypatch):
     monkeypatch.setattr(raw_frames, "BLOCK", 4)
     raw = RawFrames(p)
     times = Preview(p).motion(NAME, cached_run.HZ).times[:12]
@@ -98,14 +96,14 @@ def test_only_the_frames_around_the_one_shown_are_decoded(p, monkeypatch):
     assert raw.num_decoded == 4 * 4
 
 
-def test_a_new_rate_or_length_keeps_the_moment(p):
+def test_changed_rate_or_length_keeps_the_time_shown(p):
     preview, before = Preview(p), TilingChoice.of(p)
     place = Place(NAME, 3, 0)
     start = preview.windows(NAME, before).times_us(3)[0]
     for changed in ({"sample_hz": 20.0}, {"sequence_length": 6}, {"sample_hz": 5.0}):
         wanted = choice(p, **changed)
-        found = preview.nearest_window(place, before, wanted)
-        moved = preview.windows(NAME, wanted).times_us(found)[0]
+        window_idx = preview.nearest_window(place, before, wanted)
+        moved = preview.windows(NAME, wanted).times_us(window_idx)[0]
         step_us = 1e6 * p.processing.stride / wanted.sample_hz
         assert abs(int(moved) - int(start)) <= step_us / 2 + 20_000
 
@@ -113,7 +111,7 @@ def test_a_new_rate_or_length_keeps_the_moment(p):
 @pytest.mark.parametrize(
     ("num", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (5, (2, 3)), (7, (3, 3))]
 )
-def test_a_grid_of_any_cameras_is_as_square_as_it_can_be(num, shape):
+def test_grid_of_selected_cameras_is_nearly_square(num, shape):
     names = [camera.name for camera in cameras.CAMERAS[::-1][:num]]
     grid = grid_of(names)
     assert (grid.rows, grid.cols) == shape and len(grid.cells) == grid.rows * grid.cols

@@ -1,4 +1,4 @@
-"""Shares of the ETL: several at a time, killed or not, and then the same bytes."""
+"""ETL shares, run at the same time or killed, followed by a build with the same bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def started(p: Params, text: str) -> subprocess.Popen:
     )
 
 
-def test_shares_at_one_time_then_a_build_make_the_same_bytes(small_set, small_cache, tmp_path):
+def test_concurrent_shares_then_a_build_give_the_same_bytes(small_set, small_cache, tmp_path):
     p = chosen(tmp_path, small_set)
     shares = [started(p, f"{index}/3") for index in (1, 2, 3)]
     figures = [json.loads(process.communicate(timeout=120)[0]) for process in shares]
@@ -49,7 +49,7 @@ def test_shares_at_one_time_then_a_build_make_the_same_bytes(small_set, small_ca
     assert content(p.cache_dir) == small_cache
 
 
-def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(small_set, tmp_path):
+def test_share_makes_every_nth_clip_and_keeps_existing_parts(small_set, tmp_path):
     p = chosen(tmp_path, small_set)
     first = slurm.build_share(p, 2, 3)
     expected = {clip_id_of(n) for n in (1, 4, 7)}
@@ -61,7 +61,7 @@ def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(small_
     assert {path: path.stat().st_mtime_ns for path in p.cache_dir.rglob("*.npz")} == stamps
 
 
-def test_a_killed_share_loses_nothing_of_another_or_its_own(small_set, small_cache, tmp_path):
+def test_killed_share_loses_no_finished_parts(small_set, small_cache, tmp_path):
     p = chosen(tmp_path, small_set)
     killed, other = started(p, "1/2"), started(p, "2/2")
     stop = time.monotonic() + 60
@@ -78,12 +78,12 @@ def test_a_killed_share_loses_nothing_of_another_or_its_own(small_set, small_cac
     assert content(p.cache_dir) == small_cache
 
 
-def test_a_build_and_a_share_do_not_meet(small_set, tmp_path):
-    """A build removes what is half-written: that of a share that lives must not be there."""
+def test_build_and_share_exclude_each_other(small_set, tmp_path):
+    """A build removes incomplete files, which must not be those of a running share."""
     p = chosen(tmp_path, small_set)
     lock = p.cache_dir / ".lock"
     with files.hold(lock, "busy", shared=True):  # as another share does
-        assert slurm.build_share(p, 1, 8)["num_made"] == 1, "shares let each other in"
+        assert slurm.build_share(p, 1, 8)["num_made"] == 1, "shares may run at the same time"
         with pytest.raises(AvomniError, match="another process is building this cache"):
             build.build(p)
     with files.hold(lock, "busy"):
@@ -94,7 +94,7 @@ def test_a_build_and_a_share_do_not_meet(small_set, tmp_path):
             build.build(p)
 
 
-def test_shares_want_the_raw_files_at_hand(small_set, tmp_path):
+def test_shares_require_all_raw_files(small_set, tmp_path):
     values = chosen(tmp_path, small_set).values()
     values["dataset"]["source"], values["download"]["evict_raw"] = "hub", True
     with pytest.raises(AvomniError, match="shares need all raw files") as caught:
@@ -106,14 +106,14 @@ def test_shares_want_the_raw_files_at_hand(small_set, tmp_path):
     ("text", "expected"),
     [("1/1", (1, 1)), ("3/16", (3, 16)), ("16/16", (16, 16)), (" 2/4 ", (2, 4))],
 )
-def test_a_share_is_read(text, expected):
+def test_parse_reads_a_share(text, expected):
     assert slurm.parse(text) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["", "3", "0/4", "5/4", "-1/4", "1/0", "a/b", "1/2/3", "1.5/2", "٣/٤"]
 )
-def test_no_share_is_a_clear_error(text):
+def test_parse_refuses_an_invalid_share(text):
     with pytest.raises(AvomniError, match="is no share") as caught:
         slurm.parse(text)
     assert "1/16" in caught.value.fix and caught.value.where == "--shard"

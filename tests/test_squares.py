@@ -1,7 +1,7 @@
-"""Families whose vision tower takes squares, held against transformers' own processors.
+"""Families whose vision tower takes squares, compared with transformers' processors.
 
-Those of videos need torchvision, which is not there; what they normalise by is compared with the
-processors for images, on which they are built, and with the formula.
+The video processors need torchvision, which is not installed; normalisation is compared with the
+image processors that they build on, and with the formula.
 """
 
 import copy
@@ -65,12 +65,12 @@ def pixels_of(kind, frames, videos):
 
 
 def fused(frames, mean, std):
-    """What transformers' processors compute of channels first, where nothing is resized."""
-    middle, spread = (torch.tensor(each) * (1 / (1 / 255)) for each in (mean, std))
+    """The normalisation of transformers' processors for channels-first frames without resizing."""
+    middle, spread = (torch.tensor(values) * (1 / (1 / 255)) for values in (mean, std))
     return (frames.float() - middle[:, None, None]) / spread[:, None, None]
 
 
-def test_pixels_at_full_size_are_those_of_the_library_to_the_last_bit(kind, side):
+def test_pixels_at_full_size_equal_the_librarys_exactly(kind, side):
     frames = random_frames(1, 16, side, side)
     mean, std = {
         448: (IMAGENET["image_mean"], IMAGENET["image_std"]),
@@ -83,8 +83,8 @@ def test_pixels_at_full_size_are_those_of_the_library_to_the_last_bit(kind, side
     assert torch.equal(next(iter(half.values())), ours.to(torch.bfloat16))
 
 
-def test_a_grid_is_cut_as_internvls_own_tiles_are():
-    """Its processor for images tiles a wide picture likewise, and adds a small one of the whole."""
+def test_grid_is_cut_into_the_same_tiles_as_by_internvl():
+    """InternVL's image processor cuts a wide image likewise and adds a thumbnail."""
     frame = random_frames(448, 896)
     processor = GotOcr2ImageProcessorPil(
         size={"height": 448, "width": 448}, crop_to_patches=True, do_resize=True, **IMAGENET
@@ -96,7 +96,7 @@ def test_a_grid_is_cut_as_internvls_own_tiles_are():
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3))
-def test_squares_come_frame_by_frame_and_row_by_row(rows, cols, num_windows, num_frames):
+def test_squares_are_ordered_by_frame_row_and_column(rows, cols, num_windows, num_frames):
     frames = torch.zeros((num_windows, num_frames, 8 * rows, 8 * cols, 3), dtype=torch.uint8)
     counts = iter(range(1, 200))
     for window in frames:
@@ -110,24 +110,24 @@ def test_squares_come_frame_by_frame_and_row_by_row(rows, cols, num_windows, num
     assert cut[..., 0, 0, 0].flatten().tolist() == list(range(1, 1 + cut.shape[:2].numel()))
 
 
-def test_each_camera_is_a_picture_with_a_name_where_its_tile_is_a_square(kind, side):
+def test_cameras_are_named_if_each_tile_is_one_square(kind, side):
     four = video(2, 2 * side, 2 * side, "4-cam")
     chat = kind.chat(TEXT, [four])
     labels = ["front wide", "front tele", "rear left", "rear right"]
     places = [chat.index(label) for label in labels]
     assert places == sorted(places)
-    # A mosaic is not named: two cameras are in each square.
+    # With two cameras in each square, cameras are not named.
     mosaic = kind.chat(TEXT, [video(2, side, 2 * side, "4-cam")])
     assert not any(label in mosaic for label in labels)
     assert kind.chat(TEXT, [video(2, 2 * side, 2 * side)]) != chat
 
 
-def test_empty_cells_cost_nothing(kind, side):
+def test_empty_cells_take_no_tokens(kind, side):
     seven = video(3, 3 * side, 3 * side, "7-cam")
-    each = kind.tokens_per_square
-    end = kind.num_vision_tokens([seven]) % each
-    assert kind.num_vision_tokens([seven]) == 3 * 7 * each + end
-    assert kind.num_vision_tokens([video(3, 3 * side, 3 * side)]) == 3 * 9 * each + end
+    tokens = kind.tokens_per_square
+    end = kind.num_vision_tokens([seven]) % tokens
+    assert kind.num_vision_tokens([seven]) == 3 * 7 * tokens + end
+    assert kind.num_vision_tokens([video(3, 3 * side, 3 * side)]) == 3 * 9 * tokens + end
     frames = random_frames(1, 3, 3 * side, 3 * side)
     pixels = pixels_of(kind, frames, [seven]).reshape(3, 7, 3, side, side)
     whole = pixels_of(kind, frames, [video(3, 3 * side, 3 * side)]).reshape(3, 9, 3, side, side)
@@ -145,15 +145,13 @@ def test_empty_cells_cost_nothing(kind, side):
         ((3, 3), None, {"internvl": 36_864, "llava_onevision": 28_225}),
     ],
 )
-def test_a_square_takes_256_tokens_or_196_and_a_video_one_more(
-    kind, name, side, size, grid, tokens
-):
+def test_number_of_tokens_per_square_matches_the_family(kind, name, side, size, grid, tokens):
     shown = video(16, size[0] * side, size[1] * side, grid)
     assert kind.num_vision_tokens([shown]) == tokens[name]
     assert kind.chat(TEXT, [shown]).count(kind.vision_token) == tokens[name]
 
 
-def test_older_frames_may_be_shown_smaller(kind, side):
+def test_older_frames_may_be_smaller(kind, side):
     times = (0.0, 1.0, 2.0, 2.5)
     past = Video(times[:2], side, side, cells_of(cameras.grid("4-cam")))
     dense = Video(times[2:], 2 * side, 2 * side, cells_of(cameras.grid("4-cam")))
@@ -167,24 +165,26 @@ def test_older_frames_may_be_shown_smaller(kind, side):
 
 
 @pytest.mark.parametrize(
-    ("grid", "height", "width", "told"),
+    ("grid", "height", "width", "message"),
     [("4-cam", 512, 896, "tile_width: {half} and tile_height: {half}"), ("7-cam", 768, 1344, "{}")],
 )
-def test_a_grid_of_no_whole_squares_is_refused_with_what_to_set(
-    kind, side, grid, height, width, told
+def test_indivisible_grid_is_refused_with_a_tile_size_that_fits(
+    kind, side, grid, height, width, message
 ):
     with pytest.raises(AvomniError, match=f"does not divide into squares of {side} px") as caught:
         kind.num_vision_tokens([video(16, height + 1, width, grid)])
     fix = str(caught.value)
     assert "tile_width: " in fix and "one camera a square" in fix
-    # What it names is taken.
-    wide, high = (int(fix.split(f"tile_{each}: ")[1].split()[0]) for each in ("width", "height"))
+    # The proposed tile size is accepted.
+    wide, high = (
+        int(fix.split(f"tile_{side_name}: ")[1].split()[0]) for side_name in ("width", "height")
+    )
     rows = cols = 2 if grid == "4-cam" else 3
     kind.check(video(16, rows * high, cols * wide, grid))
     kind.check(video(16, rows * side, cols * side, grid))
 
 
-def test_only_uint8_frames_of_whole_squares_are_taken(kind, side):
+def test_cut_refuses_other_dtypes_and_shapes(kind, side):
     with pytest.raises(AvomniError, match="expected"):
         squares.cut(random_frames(1, 2, side, side).float(), side)
     with pytest.raises(AvomniError, match="expected"):
@@ -194,7 +194,7 @@ def test_only_uint8_frames_of_whole_squares_are_taken(kind, side):
 
 
 def rendered(name, *contents):
-    """The user's turn by the family's released chat template."""
+    """The user turn rendered with the family's released chat template."""
     asked = [{"role": "user", "content": [*contents, {"type": "text", "text": TEXT}]}]
     return (
         FAMILIES[name]
@@ -207,7 +207,7 @@ def ids(name, text):
     return FAMILIES[name].tokenizer().encode(text, add_special_tokens=False)
 
 
-def test_internvls_tokens_are_its_processors_but_for_the_times():
+def test_internvl_tokens_match_its_processor_except_for_times():
     kind, shown = backbone("internvl"), video(16, 448, 448)
     processor = SimpleNamespace(
         start_image_token="<img>",
@@ -226,29 +226,29 @@ def test_internvls_tokens_are_its_processors_but_for_the_times():
     assert len(ids("internvl", ours)) > 4096
 
 
-def test_llavas_tokens_are_its_processors_but_for_the_sentence_of_times():
+def test_llava_tokens_match_its_processor_except_for_the_time_sentence():
     kind, shown = backbone("llava_onevision"), video(16, 384, 384)
     processor = SimpleNamespace(video_token="<video>", num_image_tokens=729)
     frames = {"pixel_values_videos": [np.zeros((16, 3, 384, 384))]}
     expected = LlavaOnevisionProcessor.replace_video_token(processor, frames, 0)
     chat = rendered("llava_onevision", {"type": "video"}).replace("<video>", expected, 1)
     ours = kind.chat(TEXT, [shown])
-    told = kind.time_instruction([shown])
-    assert "lasts for 7.50 seconds, and 16 frames are taken from it, at 0.00 s, 0.50 s," in told
-    assert ids("llava_onevision", ours.replace(f"{told}\n", "")) == ids("llava_onevision", chat)
+    sentence = kind.time_instruction([shown])
+    assert "lasts for 7.50 seconds, and 16 frames are taken from it, at 0.00 s, 0.50 s," in sentence
+    assert ids("llava_onevision", ours.replace(f"{sentence}\n", "")) == ids("llava_onevision", chat)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2)])
-def test_a_server_words_the_request_of_the_card_as_it_was_trained(name, kind, side, size):
-    """The request's content through the chat template, each picture in the words of one."""
+def test_request_on_the_card_renders_to_the_training_prompt(name, kind, side, size):
+    """The request's content is rendered with the chat template, with the image tokens expanded."""
     shown = video(2, size[0] * side, size[1] * side, "4-cam")
     asked = kind.request(TEXT, [shown])
     (turn,) = asked["messages"]
     content = [
-        {"type": "video" if each["type"] == "video_url" else "image"}
-        if each["type"].endswith("_url")
-        else each
-        for each in turn["content"]
+        {"type": "video" if part["type"] == "video_url" else "image"}
+        if part["type"].endswith("_url")
+        else part
+        for part in turn["content"]
     ]
     text = (
         FAMILIES[name]
@@ -265,15 +265,15 @@ def test_a_server_words_the_request_of_the_card_as_it_was_trained(name, kind, si
     assert text.replace(kind.vision_token, words[name]) == kind.chat(TEXT, [shown])
 
 
-def test_a_server_is_told_how_much_a_window_holds():
+def test_server_arguments_allow_the_images_of_a_window():
     four = {name: video(16, 2 * side, 2 * side, "4-cam") for name, side in SIDES.items()}
-    told = backbone("internvl").server_arguments([four["internvl"]])
-    assert told == """--limit-mm-per-prompt '{"image": 64}'"""
-    told = backbone("llava_onevision").server_arguments([four["llava_onevision"]])
-    assert told == "--max-num-batched-tokens 13312"  # for 12,545
+    arguments = backbone("internvl").server_arguments([four["internvl"]])
+    assert arguments == """--limit-mm-per-prompt '{"image": 64}'"""
+    arguments = backbone("llava_onevision").server_arguments([four["llava_onevision"]])
+    assert arguments == "--max-num-batched-tokens 13312"  # for 12,545
 
 
-def test_numbers_come_from_the_models_config(name):
+def test_sizes_come_from_the_models_config(name):
     small = FAMILIES[name]
     kind = small.kind()
     assert kind.side_multiple == small.tile[0]
@@ -288,7 +288,7 @@ def test_numbers_come_from_the_models_config(name):
 
 
 @pytest.mark.parametrize(
-    ("named", "other", "told"),
+    ("named", "other", "message"),
     [
         ("internvl", "internvl_chat", "remote code.*ends in -hf"),
         ("llava_onevision", "llavaonevision1_5", "remote code.*-ov-hf"),
@@ -296,13 +296,13 @@ def test_numbers_come_from_the_models_config(name):
         ("internvl", "llava_onevision", "set model.backbone to what the base model is"),
     ],
 )
-def test_models_of_remote_code_are_refused_with_what_to_take_instead(named, other, told):
+def test_remote_code_models_are_refused_with_an_alternative(named, other, message):
     with pytest.raises(AvomniError, match=f"the base model is a '{other}'") as caught:
         backbone(named, SimpleNamespace(model_type=other))
-    assert re.search(told, str(caught.value))
+    assert re.search(message, str(caught.value))
 
 
-def test_a_tower_of_no_squares_is_refused():
+def test_vision_tower_with_other_shapes_is_refused():
     with pytest.raises(AvomniError, match="448×224 px, which is no square"):
         backbone("internvl", InternVLConfig(vision_config={"image_size": [448, 224]}))
     other = LlavaOnevisionConfig(vision_config={"model_type": "clip_vision_model"})
@@ -320,14 +320,14 @@ def test_a_tower_of_no_squares_is_refused():
         ("llava_onevision", "lmms-lab/llava-onevision-qwen2-7b-ov", "llava_qwen"),
     ],
 )
-def test_a_plan_refuses_what_is_remote_code_by_its_name(named, base_model, kind):
+def test_plan_refuses_remote_code_models_by_name(named, base_model, kind):
     p = Params.from_values({"extends": FILES[named], "model": {"base_model": base_model}})
     with pytest.raises(AvomniError, match=f"is a '{kind}'.*") as caught:
         estimate.plan_run(p)
     assert "remote code" in str(caught.value) and "end" in str(caught.value)
 
 
-def test_the_plan_of_the_params_file_fits_its_card(name):
+def test_plan_of_the_params_file_fits_the_memory(name):
     p = Params.from_values({"extends": FILES[name]})
     plan = estimate.plan_run(p)
     assert plan.figures["vision_tokens"] == {"internvl": 16_384, "llava_onevision": 12_545}[name]
@@ -347,8 +347,8 @@ def model(name):
     return made.eval()
 
 
-def seen(name, model):
-    """What the language model is given of a window."""
+def features_of(name, model):
+    """The image features that the language model receives for a window."""
     torch.manual_seed(1)
     kind, small = FAMILIES[name].kind(), FAMILIES[name]
     pixels = pixels_of(kind, random_frames(2, 3, *small.size), [video(3, *small.size)])
@@ -358,49 +358,51 @@ def seen(name, model):
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 1, [-2, -1]])
-def test_llavas_tower_holds_only_what_is_used_and_gives_the_same(layer, monkeypatch):
+def test_unused_layers_of_llavas_tower_are_dropped(layer, monkeypatch):
     config = FAMILIES["llava_onevision"].make_config(FAMILIES["llava_onevision"].tokenizer())
     config.vision_feature_layer = layer
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():
-        before = seen("llava_onevision", model)
+        before = features_of("llava_onevision", model)
     ran = []
     for number, module in enumerate(model.model.vision_tower.encoder.layers, start=1):
         module.register_forward_hook(lambda *_, number=number: ran.append(number))
     names = list(model.state_dict())
     backbone("llava_onevision").prepare(model)
-    assert torch.equal(seen("llava_onevision", model), before)
+    assert torch.equal(features_of("llava_onevision", model), before)
     outputs = model.model.vision_tower(torch.zeros(1, 3, 44, 44), output_hidden_states=True)
     wanted = [layer] if isinstance(layer, int) else layer
     assert list(outputs.hidden_states) == wanted
-    last = max(each % 4 for each in wanted)
-    assert ran == list(range(1, last + 1)) * 2, "layers behind the last that is used do not run"
+    last = max(used % 4 for used in wanted)
+    assert ran == list(range(1, last + 1)) * 2, "layers after the last one used must not run"
     assert list(model.state_dict()) == names
 
 
-def test_the_frozen_tower_keeps_nothing_for_gradients(name, model):
-    """Gradient checkpointing makes every part's input embeddings ask for gradients, its own too."""
+def test_frozen_tower_keeps_no_activations_for_gradients(name, model):
+    """Gradient checkpointing makes all input embeddings require gradients, the tower's too."""
     with torch.no_grad():
-        before = seen(name, model)
+        before = features_of(name, model)
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     model.train()
-    assert seen(name, model).requires_grad, "as transformers has it"
+    assert features_of(name, model).requires_grad, (
+        "without `prepare` the features require gradients"
+    )
     backbone(name).prepare(model)
-    after = seen(name, model)
+    after = features_of(name, model)
     assert not after.requires_grad and torch.equal(after, before)
-    # A copy computes with its own weights.
+    # A copy of the model uses its own weights.
     copied = copy.deepcopy(model)
     for weights in copied.model.vision_tower.parameters():
         weights.zero_()
-    assert torch.equal(seen(name, model), before)
-    assert not torch.equal(seen(name, copied), before)
+    assert torch.equal(features_of(name, model), before)
+    assert not torch.equal(features_of(name, copied), before)
 
 
-def test_what_the_towers_work_is(kind, name):
+def test_vision_work_counts_patches_and_pairs(kind, name):
     shown = video(16, SIDES[name], 2 * SIDES[name])
     work = kind.vision_work([shown])
-    each = {"internvl": 1025, "llava_onevision": 729}[name]
-    assert (work.patches, work.pairs) == (32 * each, 32 * each**2)
-    assert math.isqrt(each - (name == "internvl")) ** 2 == each - (name == "internvl")
+    patches = {"internvl": 1025, "llava_onevision": 729}[name]
+    assert (work.patches, work.pairs) == (32 * patches, 32 * patches**2)
+    assert math.isqrt(patches - (name == "internvl")) ** 2 == patches - (name == "internvl")

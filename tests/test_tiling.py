@@ -1,4 +1,4 @@
-"""Pixels land where the fit says, tiles where the grid says."""
+"""Pixels are placed by the fit, and tiles by the grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ setups = st.sampled_from(sorted(cameras.GRIDS))
 
 
 @given(picture=sides, tile=tile_sides, fit=st.sampled_from(tiling.FITS))
-def test_a_placement_lies_in_its_picture_and_in_its_tile(picture, tile, fit):
+def test_placement_is_within_the_image_and_the_tile(picture, tile, fit):
     placement = tiling.fit_tile(picture, tile, fit)
     for axis in (0, 1):
         assert placement.size[axis] == min(placement.resized[axis], tile[axis]) >= 1
@@ -25,11 +25,11 @@ def test_a_placement_lies_in_its_picture_and_in_its_tile(picture, tile, fit):
             before = place[axis]
             after = room[axis] - before - placement.size[axis]
             assert before >= 0 and after >= 0
-            assert after - before in (0, 1), "centred, the odd pixel behind"
+            assert after - before in (0, 1), "centred, with an odd pixel at the end"
 
 
 @given(picture=sides, tile=tile_sides)
-def test_letterbox_shows_the_whole_picture_in_its_shape(picture, tile):
+def test_letterbox_shows_the_whole_image_at_its_aspect_ratio(picture, tile):
     placement = tiling.fit_tile(picture, tile, "letterbox")
     assert placement.size == placement.resized and placement.source == (0, 0)
     assert any(a == b for a, b in zip(placement.resized, tile, strict=True))
@@ -37,7 +37,7 @@ def test_letterbox_shows_the_whole_picture_in_its_shape(picture, tile):
 
 
 @given(picture=sides, tile=tile_sides)
-def test_crop_fills_the_tile_and_keeps_the_shape(picture, tile):
+def test_crop_fills_the_tile_at_the_aspect_ratio(picture, tile):
     placement = tiling.fit_tile(picture, tile, "crop")
     assert placement.size == tile and placement.target == (0, 0)
     assert any(a == b for a, b in zip(placement.resized, tile, strict=True))
@@ -45,14 +45,14 @@ def test_crop_fills_the_tile_and_keeps_the_shape(picture, tile):
 
 
 @given(picture=sides, tile=tile_sides)
-def test_stretch_fills_the_tile_with_the_whole_picture(picture, tile):
+def test_stretch_fills_the_tile_with_the_whole_image(picture, tile):
     assert tiling.fit_tile(picture, tile, "stretch") == tiling.Placement(
         tile, tile, (0, 0), (0, 0), tile
     )
 
 
 def assert_shape_kept(picture, resized):
-    """Each side is off by no more than rounding to a pixel (and a pixel is the least)."""
+    """Each side differs from the aspect ratio by at most rounding, and is at least one pixel."""
     scale = max(resized[0] / picture[0], resized[1] / picture[1])
     others = min(resized[0] / picture[0], resized[1] / picture[1])
     exact = [scale, others]
@@ -66,7 +66,7 @@ def assert_shape_kept(picture, resized):
 
 
 @given(picture=st.tuples(st.integers(2, 60), st.integers(2, 60)), tile=tile_sides)
-def test_placed_pixels_are_the_pictures_and_the_rest_is_black(picture, tile):
+def test_placed_pixels_are_copied_and_the_rest_is_black(picture, tile):
     tile = (tile[0] % 50 + 8, tile[1] % 50 + 8)
     for fit in tiling.FITS:
         placement = tiling.fit_tile(picture, tile, fit)
@@ -81,7 +81,7 @@ def test_placed_pixels_are_the_pictures_and_the_rest_is_black(picture, tile):
         assert tiles.astype(int).sum() == shown.astype(int).sum()
 
 
-def test_a_real_camera_in_its_default_tile():
+def test_full_hd_frame_in_the_default_tile():
     placement = tiling.fit_tile((1920, 1080), (448, 256), "letterbox")
     assert placement.resized == (448, 252) and placement.target == (0, 2)
     placement = tiling.fit_tile((1920, 1080), (448, 256), "crop")
@@ -89,7 +89,7 @@ def test_a_real_camera_in_its_default_tile():
 
 
 @given(setup=setups, tile=st.tuples(st.integers(1, 12), st.integers(1, 12)))
-def test_each_camera_lies_in_its_own_cell(setup, tile):
+def test_each_camera_is_in_its_own_cell(setup, tile):
     grid = cameras.grid(setup)
     tiles = {
         camera.name: np.full((1, tile[1], tile[0], 3), n + 1, np.uint8)
@@ -104,7 +104,7 @@ def test_each_camera_lies_in_its_own_cell(setup, tile):
         assert (cell == (0 if camera is None else grid.cameras.index(camera) + 1)).all()
 
 
-def test_tiles_that_are_missing_or_differ_are_refused():
+def test_missing_or_differing_tiles_are_refused():
     grid = cameras.grid("4-cam")
     tiles = {camera.name: np.zeros((2, 8, 8, 3), np.uint8) for camera in grid.cameras}
     with pytest.raises(AvomniError, match="no tiles of camera_rear_left_70fov"):
@@ -113,7 +113,7 @@ def test_tiles_that_are_missing_or_differ_are_refused():
         tiling.compose(tiles | {cameras.REAR_LEFT.name: np.zeros((2, 8, 9, 3), np.uint8)}, grid)
 
 
-def test_what_cannot_be_placed_is_refused():
+def test_unknown_fit_and_wrong_sizes_are_refused():
     with pytest.raises(AvomniError, match="unknown fit 'pad'"):
         tiling.fit_tile((10, 10), (8, 8), "pad")
     with pytest.raises(AvomniError, match="does not fit"):

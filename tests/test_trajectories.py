@@ -1,4 +1,4 @@
-"""Errors of predicted paths: closed forms, and agreement with plain loops."""
+"""Errors of predicted paths, compared with closed forms and plain Python loops."""
 
 import math
 
@@ -30,7 +30,7 @@ def braking(speed, brake, t=T):
 
 
 def bend(speed, before, after, at_s):
-    """A path whose yaw rate changes at once, in steps of 1 ms."""
+    """A path whose yaw rate jumps at `at_s`, integrated in steps of 1 ms."""
     t = (np.arange(6400) + 0.5) / 1000
     yaw = before * np.minimum(t, at_s) + after * np.maximum(t - at_s, 0)
     path = np.cumsum(speed * np.exp(1j * yaw)) / 1000
@@ -45,7 +45,7 @@ def waypoints(path):
 
 
 @given(st_np.arrays(np.float64, (3, 16, 2), elements=places))
-def test_every_fourth_step_is_the_waypoint_and_the_others_lie_between(predicted):
+def test_waypoints_are_interpolated_linearly_to_10_hz(predicted):
     path = trajectories.at_10hz(predicted)
     assert path.shape == (3, 64, 2)
     assert (path[:, EVERY_04_S] == predicted).all()
@@ -57,11 +57,11 @@ def test_every_fourth_step_is_the_waypoint_and_the_others_lie_between(predicted)
         assert path[1, step - 1] == pytest.approx(wanted, abs=1e-9)
 
 
-def test_a_circle_loses_the_sagitta_between_waypoints_and_no_more():
+def test_interpolation_error_on_a_circle_is_the_sagitta():
     speed, radius = 8.0, 20.0
     path = circle(speed, radius)
     off = trajectories.distances(trajectories.at_10hz(waypoints(path)), path)
-    # Half a chord's angle each way: R (1 - cos(v T / 2 R)) in the middle between two waypoints.
+    # R (1 - cos(v T / 2 R)) at the midpoint between two waypoints.
     sagitta = radius * (1 - math.cos(speed * 0.4 / radius / 2))
     assert off[1::4] == pytest.approx(sagitta, rel=1e-3)
     assert off.max() <= sagitta * (1 + 1e-9)
@@ -70,7 +70,7 @@ def test_a_circle_loses_the_sagitta_between_waypoints_and_no_more():
 # Closed forms of the errors.
 
 
-def test_a_speed_that_is_wrong_by_one_is_an_error_that_grows_with_time():
+def test_constant_speed_error_grows_linearly_with_time():
     predicted, true = straight(11.0), straight(10.0)
     figures = trajectories.figures(waypoints(predicted), true)
     assert trajectories.ade(predicted, true) == figures["ade_m"] == pytest.approx(T.mean())
@@ -81,27 +81,27 @@ def test_a_speed_that_is_wrong_by_one_is_an_error_that_grows_with_time():
     assert across == pytest.approx(np.zeros(64), abs=1e-9)
 
 
-def test_who_goes_straight_on_where_the_road_turns_is_left_behind_and_to_the_right():
+def test_errors_of_a_straight_path_on_a_circle_match_the_closed_form():
     speed, radius = 10.0, 50.0
     predicted, true = straight(speed), circle(speed, radius)
     turned = speed * T / radius
-    gone = np.stack([speed * T - radius * np.sin(turned), -radius * (1 - np.cos(turned))], -1)
-    assert trajectories.distances(predicted, true) == pytest.approx(np.hypot(*gone.T))
+    apart = np.stack([speed * T - radius * np.sin(turned), -radius * (1 - np.cos(turned))], -1)
+    assert trajectories.distances(predicted, true) == pytest.approx(np.hypot(*apart.T))
     along, across = trajectories.along_across(predicted, true)
     ahead = np.stack([np.cos(turned), np.sin(turned)], -1)
-    # The hop from the step before to the step after is parallel to the tangent between them; at
-    # the last step it is the last hop's own.
-    assert along[:-1] == pytest.approx((gone * ahead).sum(-1)[:-1], abs=1e-9)
+    # The difference of the steps before and after is parallel to the tangent; the last step uses
+    # the difference to the step before.
+    assert along[:-1] == pytest.approx((apart * ahead).sum(-1)[:-1], abs=1e-9)
     left = np.stack([-np.sin(turned), np.cos(turned)], -1)
-    assert across[:-1] == pytest.approx((gone * left).sum(-1)[:-1], abs=1e-9)
+    assert across[:-1] == pytest.approx((apart * left).sum(-1)[:-1], abs=1e-9)
     assert (across < 0).all() and (along < 0).all()
 
 
-def test_beside_a_car_that_turned_and_stands_the_direction_is_where_it_last_went():
+def test_direction_of_a_standing_car_is_its_last_direction():
     true = np.concatenate([np.zeros((10, 2)), np.stack([np.zeros(20), np.arange(1.0, 21)], -1)])
     true = np.concatenate([true, np.repeat(true[-1:], 34, axis=0)])
     along, across = trajectories.along_across(true + (3.0, 4.0), true)
-    # Before it moves the rig's own x, then to the left, then still to the left.
+    # Before the car moves the direction is the rig's x axis, then left, and left when it stands.
     assert along[:9] == pytest.approx(3.0) and across[:9] == pytest.approx(4.0)
     assert along[9:] == pytest.approx(4.0) and across[9:] == pytest.approx(-3.0)
 
@@ -110,7 +110,7 @@ def test_beside_a_car_that_turned_and_stands_the_direction_is_where_it_last_went
     st_np.arrays(np.float64, (2, 64, 2), elements=places),
     st_np.arrays(np.float64, (2, 64, 2), elements=places),
 )
-def test_along_and_across_are_the_two_legs_of_the_distance(predicted, true):
+def test_along_and_across_errors_combine_to_the_distance(predicted, true):
     along, across = trajectories.along_across(predicted, true)
     assert np.hypot(along, across) == pytest.approx(
         trajectories.distances(predicted, true), abs=1e-9
@@ -118,14 +118,14 @@ def test_along_and_across_are_the_two_legs_of_the_distance(predicted, true):
 
 
 @pytest.mark.parametrize(("off_m", "is_missed"), [(1.99, False), (2.01, True)])
-def test_more_than_two_metres_off_at_the_end_is_a_miss(off_m, is_missed):
+def test_final_error_above_two_metres_is_a_miss(off_m, is_missed):
     predicted, true = straight(10.0), straight(10.0)
     predicted[:-1] += 50.0
     predicted[-1, 1] += off_m
     assert trajectories.figures(waypoints(predicted), true)["miss_rate"] == is_missed
 
 
-# Against loops that share no code with the module.
+# Comparison with loops that share no code with the module.
 
 
 def loops(predicted, true):
@@ -136,7 +136,7 @@ def loops(predicted, true):
 
 @given(st.data(), st.integers(1, 4), st.integers(1, 6))
 @settings(max_examples=50)
-def test_ade_and_min_ade_agree_with_plain_loops(data, num, num_samples):
+def test_ade_and_min_ade_match_plain_loops(data, num, num_samples):
     elements = {"elements": places}
     samples = data.draw(st_np.arrays(np.float64, (num, num_samples, 64, 2), **elements))
     true = data.draw(st_np.arrays(np.float64, (num, 64, 2), **elements))
@@ -149,7 +149,7 @@ def test_ade_and_min_ade_agree_with_plain_loops(data, num, num_samples):
 # Comfort.
 
 
-def test_on_a_circle_the_car_feels_speed_squared_over_radius():
+def test_lateral_acceleration_on_a_circle_is_speed_squared_over_radius():
     speed, radius = 8.0, 30.0
     felt = trajectories.comfort(waypoints(circle(speed, radius)))
     assert felt["yaw_rate"] == pytest.approx(speed / radius)
@@ -159,7 +159,7 @@ def test_on_a_circle_the_car_feels_speed_squared_over_radius():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_car_that_speeds_up_feels_that_forwards_and_backwards(sign):
+def test_longitudinal_acceleration_is_signed_in_both_directions(sign):
     path = sign * straight(2.0) + np.stack([sign * T**2, np.zeros(64)], -1)
     felt = trajectories.comfort(waypoints(path))
     assert felt["lon_accel"] == pytest.approx(sign * 2.0)
@@ -175,7 +175,7 @@ def test_a_car_that_speeds_up_feels_that_forwards_and_backwards(sign):
         (straight(-3.0), set()),
         (circle(10.0, 25.0), set()),
         (circle(-2.0, 10.0), set()),
-        (braking(11.4, 3.0), {"lon_jerk"}),  # it stops with a jolt
+        (braking(11.4, 3.0), {"lon_jerk"}),  # it stops abruptly
         (straight(2.0) + np.stack([1.3 * T**2, 0 * T], -1), {"lon_accel"}),
         (straight(40.0) - np.stack([2.1 * T**2, 0 * T], -1), {"lon_accel"}),
         (circle(15.0, 45.0), {"lat_accel"}),
@@ -184,25 +184,25 @@ def test_a_car_that_speeds_up_feels_that_forwards_and_backwards(sign):
         (bend(1.5, -0.6, 0.6, 2.2), {"yaw_accel"}),
     ],
 )
-def test_each_bound_is_felt_by_itself(path, felt_too_much):
+def test_each_comfort_limit_is_exceeded_on_its_own(path, felt_too_much):
     felt = trajectories.comfort(waypoints(path))
-    found = {
+    exceeded = {
         name
         for name, (least, most) in trajectories.COMFORT.items()
         if felt[name].min() < least or felt[name].max() > most
     }
-    assert found == felt_too_much
+    assert exceeded == felt_too_much
     assert trajectories.within_bounds(felt) == (not felt_too_much)
 
 
 @given(st_np.arrays(np.float64, (64, 2), elements=st.floats(-0.005, 0.005)))
-def test_what_rounding_to_a_centimetre_adds_is_not_felt(noise):
+def test_rounding_to_a_centimetre_stays_comfortable(noise):
     for path in (np.zeros((64, 2)), straight(0.3), straight(15.0), circle(6.0, 20.0)):
         felt = trajectories.comfort(waypoints(path + noise))
         assert trajectories.within_bounds(felt)
 
 
-def test_a_slow_change_to_reverse_is_no_turn():
+def test_slow_change_to_reverse_is_no_turn():
     speed = 1.0 - 0.5 * T
     path = np.stack([T - 0.25 * T**2, np.zeros(64)], -1)
     assert speed[0] > 0 > speed[-1]

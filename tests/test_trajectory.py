@@ -1,4 +1,4 @@
-"""Poses before and after a moment, against drives known in closed form."""
+"""Poses before and after t0, compared with drives that are known in closed form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seen(arc: Arc, times_us: np.ndarray = EVERY_10_MS, now_us: int = NOW_US):
 
 
 def expected(arc: Arc, t_s: np.ndarray, now_us: int = NOW_US) -> tuple[np.ndarray, np.ndarray]:
-    """Where the arc is, from the arc itself moved to start at the moment."""
+    """The arc's positions and headings in the ego frame at `now_us`."""
     start = now_us / 1e6
     begun = arc.driven_m(np.array(start))
     moved = replace(arc, driven_m=lambda t: arc.driven_m(t + start) - begun)
@@ -48,20 +48,20 @@ def stops_at_9_s(t):
     ],
     ids=["straight", "left", "round and round", "reverse", "faster", "standing", "stops"],
 )
-def test_a_drive_is_given_as_seen_from_the_moment(arc):
+def test_poses_are_in_the_ego_frame_at_t0(arc):
     away = replace(
         arc, place=(310.0, -70.0, 12.0), turn=Rotation.from_euler("ZYX", (2.6, 0.06, -0.03))
     )
     for part, num in zip(seen(away), (HISTORY_STEPS, FUTURE_STEPS), strict=True):
         assert len(part) == num
         xy, yaw = expected(arc, part.t_s)
-        # Between two poses 10 ms apart the path is a chord: some micrometres within the arc.
+        # Interpolation between poses 10 ms apart follows the chord, micrometres inside the arc.
         assert np.abs(part.xy_m - xy).max() < 1e-4
         assert np.abs(part.yaw_rad - yaw).max() < 1e-6
         assert part.speed_mps == pytest.approx(arc.speed_mps(NOW_US / 1e6), abs=1e-6)
 
 
-def test_times_are_a_tenth_of_a_second_apart_and_leave_the_moment_out():
+def test_times_are_a_tenth_of_a_second_apart_and_exclude_t0():
     before, after = seen(Arc.steady(1.0))
     assert before.t_s.tolist() == [n / 10 for n in range(-16, 0)]
     assert after.t_s.tolist() == [n / 10 for n in range(1, 65)]
@@ -74,7 +74,7 @@ def test_times_are_a_tenth_of_a_second_apart_and_leave_the_moment_out():
     st.integers(0, 159),
     st.integers(0, 999),
 )
-def test_no_rate_of_the_track_is_assumed(seed, speed, curvature, row, later_us):
+def test_track_may_have_any_rate(seed, speed, curvature, row, later_us):
     gaps_us = np.random.default_rng(seed).integers(1_000, 120_000, 200)
     arc, times = Arc.steady(speed, curvature=curvature), np.cumsum(gaps_us)
     now_us = int(times[row]) + later_us
@@ -82,38 +82,38 @@ def test_no_rate_of_the_track_is_assumed(seed, speed, curvature, row, later_us):
     for part in seen(arc, times, now_us):
         if part is not None and len(part):
             xy, yaw = expected(arc, part.t_s, now_us)
-            # The height of an arc over its chord.
+            # The sagitta of an arc.
             height = (speed * longest_s) ** 2 * abs(curvature) / 8
             assert np.abs(part.xy_m - xy).max() < height * 1.01 + 1e-6
             assert np.abs(part.yaw_rad - yaw).max() < 1e-6
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([10_000, 37_000, 100_000]))
-def test_the_past_is_blind_to_what_comes_after_and_the_future_to_what_came_before(seed, gap_us):
+def test_past_ignores_later_poses_and_future_ignores_earlier_ones(seed, gap_us):
     arc = Arc.steady(9.0, curvature=0.03)
     now, track = arc.now(NOW_US), arc.track(np.arange(0, 20_000_001, gap_us))
     garbage = np.random.default_rng(seed).normal(0, 1e3, track.shape)
     garbage[:, 0] = track[:, 0]
     later = track[:, 0] >= NOW_US
     for look, spoilt in ((trajectory.past, later), (trajectory.future, ~later)):
-        honest = look(NOW_US, now, track)
-        blind = look(NOW_US, now, np.where(spoilt[:, None], garbage, track))
-        assert np.array_equal(honest.xy_m, blind.xy_m)
-        assert np.array_equal(honest.yaw_rad, blind.yaw_rad)
-        assert honest.speed_mps == blind.speed_mps
+        expected_poses = look(NOW_US, now, track)
+        spoilt_poses = look(NOW_US, now, np.where(spoilt[:, None], garbage, track))
+        assert np.array_equal(expected_poses.xy_m, spoilt_poses.xy_m)
+        assert np.array_equal(expected_poses.yaw_rad, spoilt_poses.yaw_rad)
+        assert expected_poses.speed_mps == spoilt_poses.speed_mps
 
 
 @pytest.mark.parametrize("steps", range(HISTORY_STEPS + 3))
 @pytest.mark.parametrize("late_us", [0, 1])
-def test_the_past_goes_as_far_back_as_the_track_and_no_further(steps, late_us):
-    # From the clip's first microsecond on, where a sum of tenths of a second is not rounded away.
+def test_past_starts_with_the_track(steps, late_us):
+    # Times near the clip's first microsecond, where rounding of tenths of a second would show.
     times = np.arange(late_us, 20_000_000, 5_000)
     before, _ = seen(Arc.steady(3.0), times, now_us=steps * STEP_US)
     assert len(before) == max(min(steps - late_us, HISTORY_STEPS), 0)
 
 
 @pytest.mark.parametrize(("short_us", "is_known"), [(0, True), (1, False)])
-def test_a_future_is_known_whole_or_not_at_all(short_us, is_known):
+def test_future_is_complete_or_none(short_us, is_known):
     times = np.append(np.arange(0, 14_000_000, 20_000), NOW_US + 6_400_000 - short_us)
     _, after = seen(Arc.steady(3.0), times)
     assert (after is not None) == is_known
@@ -121,7 +121,7 @@ def test_a_future_is_known_whole_or_not_at_all(short_us, is_known):
         assert trajectory.covers(0, tenths * STEP_US - short_us, tenths * 0.1) == is_known
 
 
-def test_a_moment_outside_the_track_has_no_poses_there():
+def test_past_or_future_outside_the_track_is_empty():
     arc = Arc.steady(4.0)
     before, after = seen(arc, np.arange(NOW_US, NOW_US + 7_000_000, 10_000))
     assert (len(before), len(after)) == (0, FUTURE_STEPS)

@@ -1,4 +1,4 @@
-"""What a cache must be: any damage is found, all of it at once, and where it lies."""
+"""Verification of a cache: all damage is found and reported at once with its place."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(caches, tmp_path, storage) -> Path:
 
 
 def findings(folder: Path) -> list[str]:
-    """The lines of what is wrong."""
+    """The lines of the verification error."""
     with pytest.raises(AvomniError, match="the cache is not what was written") as caught:
         memmap.verify(folder)
     assert caught.value.where == str(folder)
@@ -50,25 +50,25 @@ def flip(path: Path, place: int, bit: int = 1) -> None:
 
 
 def change_array(folder: Path, name: str, change) -> None:
-    """Change an array of the first shard and make all hashes fit: a fault of the writer's."""
+    """Change an array of the first shard and update all hashes, like a faulty writer."""
     path, header = folder / f"shard_0003/{name}.npy", folder / "shard_0003/header.json"
     array = change(np.load(path))
     np.save(path, array)
-    said = files.read_json(header)
-    said["arrays"][name] |= {
+    record = files.read_json(header)
+    record["arrays"][name] |= {
         "sha256": files.sha256_file(path),
         "bytes": path.stat().st_size,
         "shape": list(array.shape),
     }
-    files.write_json(header, said)
+    files.write_json(header, record)
     sign(folder)
 
 
 def change_header(folder: Path, change) -> None:
     path = folder / "shard_0003/header.json"
-    said = files.read_json(path)
-    change(said)
-    files.write_json(path, said)
+    record = files.read_json(path)
+    change(record)
+    files.write_json(path, record)
     sign(folder)
 
 
@@ -83,7 +83,7 @@ def sign(folder: Path) -> None:
     change_table(folder, lambda rows: None)
 
 
-def test_a_sound_cache_is_counted_and_the_bar_counts_every_byte(folder, storage, kept_bars):
+def test_intact_cache_is_counted_with_progress_in_bytes(folder, storage, kept_bars):
     made, bars = kept_bars
     report = memmap.verify(folder, progress=made)
     arrays = list(folder.glob("*/*.npy"))
@@ -97,7 +97,7 @@ def test_a_sound_cache_is_counted_and_the_bar_counts_every_byte(folder, storage,
     assert (bar.total, bar.count, bar.unit) == (report.num_bytes, report.num_bytes, "B")
 
 
-def test_any_flipped_bit_in_any_file_is_found(folder):
+def test_flipped_bit_in_any_file_is_found(folder):
     seed = random.randrange(2**32)
     print(f"{seed=}")
     dice = random.Random(seed)
@@ -110,21 +110,21 @@ def test_any_flipped_bit_in_any_file_is_found(folder):
         if not same:
             with pytest.raises(AvomniError) as caught:
                 memmap.verify(folder)
-            told = f"{caught.value.what} {caught.value.where}"
-            assert str(path.relative_to(folder)) in told, f"byte {place}, bit {bit}: {told}"
+            message = f"{caught.value.what} {caught.value.where}"
+            assert str(path.relative_to(folder)) in message, f"byte {place}, bit {bit}: {message}"
         path.write_bytes(before)
     memmap.verify(folder)
 
 
 def is_same_json(before: bytes, after: bytes) -> bool:
-    """Whether a flip changed white space alone."""
+    """Whether the flip changed only white space."""
     try:
         return json.loads(before) == json.loads(after)
     except ValueError:
         return False
 
 
-def test_a_file_that_is_cut_anywhere_or_gone_is_found(folder):
+def test_truncated_or_missing_file_is_found(folder):
     dice = random.Random(5)
     for path in sorted(folder.glob("*/*")):
         before = path.read_bytes()
@@ -138,20 +138,20 @@ def test_a_file_that_is_cut_anywhere_or_gone_is_found(folder):
             path.write_bytes(before)
 
 
-def test_all_that_is_wrong_is_told_at_once_with_the_shards_to_remove(folder):
+def test_all_damage_is_reported_at_once_with_the_shards_to_remove(folder):
     flip(folder / "shard_0003/times.npy", -1)
     (folder / "shard_0003/track.npy").unlink()
     flip(folder / "shard_0012/egomotion.npy", -1)
     change_table(folder, lambda rows: rows[1].update(split="train"))
     with pytest.raises(AvomniError, match="4 things are wrong") as caught:
         memmap.verify(folder)
-    for told in (
+    for message in (
         "shard_0003/track.npy: is missing",
         "shard_0003/times.npy: has changed",
         "shard_0012/egomotion.npy: has changed",
         "clips.json: clip clip-3-1 is ('train', 3, 6) here",
     ):
-        assert told in caught.value.what
+        assert message in caught.value.what
     assert caught.value.fix.startswith(f"remove {folder}/shard_0003, {folder}/shard_0012; run 03")
 
 
@@ -167,7 +167,7 @@ def test_damaged_jpegs_are_named_by_clip_and_frame(folder):
 
 
 @pytest.mark.parametrize("storage", ["jpeg"])
-def test_the_frames_that_a_cut_takes_away_are_named(folder):
+def test_frames_lost_by_truncation_are_named(folder):
     path = folder / "shard_0012/jpeg.npy"
     offsets = np.load(folder / "shard_0012/offsets.npy")
     os.truncate(path, path.stat().st_size - int(offsets[-1] - offsets[-3]))
@@ -177,7 +177,7 @@ def test_the_frames_that_a_cut_takes_away_are_named(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "told"),
+    ("name", "change", "message"),
     [
         ("times", lambda a: a[::-1], "times.npy: clip clip-3-0: the times do not rise"),
         ("timestamps", lambda a: a + 10**6, "a frame is later than its wanted time"),
@@ -191,20 +191,20 @@ def test_the_frames_that_a_cut_takes_away_are_named(folder):
         ("times", lambda a: a[:-1], "ranges of frames do not share out its 13 rows"),
     ],
 )
-def test_a_writers_faults_are_found(folder, name, change, told):
+def test_faults_of_the_writer_are_found(folder, name, change, message):
     change_array(folder, name, change)
-    assert any(told in line for line in findings(folder))
+    assert any(message in line for line in findings(folder))
 
 
 @pytest.mark.parametrize("storage", ["jpeg"])
 @pytest.mark.parametrize("change", [lambda a: a[::-1], lambda a: a + 1, lambda a: a // 2])
-def test_offsets_rise_and_end_at_the_end(folder, change):
+def test_wrong_offsets_are_found(folder, change):
     change_array(folder, "offsets", change)
     assert any("offsets.npy: the offsets do not rise from 0" in line for line in findings(folder))
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda h: h["clips"][0].update(frames=[0, 4]), "ranges of frames do not share out"),
         (lambda h: h["clips"][1].update(clip_id="clip-3-0"), "clip-3-0 lies in the cache 2 times"),
@@ -225,13 +225,13 @@ def test_offsets_rise_and_end_at_the_end(folder, change):
         (lambda rows: rows[0].update(chunk=12), "('train', 12, 5) here and ('train', 3, 5)"),
     ],
 )
-def test_a_header_or_a_table_that_does_not_fit_is_found(folder, change, told):
+def test_inconsistent_header_or_table_is_found(folder, change, message):
     is_table = "rows" in change.__code__.co_varnames
     (change_table if is_table else change_header)(folder, change)
-    assert any(told in line for line in findings(folder))
+    assert any(message in line for line in findings(folder))
 
 
-def test_a_shard_too_many_or_too_few_is_found(folder):
+def test_extra_or_missing_shard_is_found(folder):
     shutil.copytree(folder / "shard_0003", folder / "shard_0004")
     assert "shard_0004/header.json: clips.json does not name this shard" in findings(folder)
     shutil.rmtree(folder / "shard_0004")
@@ -239,7 +239,7 @@ def test_a_shard_too_many_or_too_few_is_found(folder):
     assert findings(folder) == ["shard_0012/header.json: is missing"]
 
 
-def test_one_damage_a_thousand_times_is_told_in_a_hundred_lines(folder):
+def test_report_is_limited_to_a_hundred_lines(folder):
     change_table(
         folder, lambda rows: [rows.append(rows[0] | {"clip_id": f"{n}"}) for n in range(1000)]
     )
@@ -247,7 +247,7 @@ def test_one_damage_a_thousand_times_is_told_in_a_hundred_lines(folder):
     assert len(lines) == 101 and lines[-1] == "and 900 more"
 
 
-def test_what_is_no_cache_is_refused(tmp_path, folder):
+def test_folder_without_a_valid_cache_is_refused(tmp_path, folder):
     with pytest.raises(AvomniError, match="there is no cache"):
         memmap.verify(tmp_path / "none")
     files.write_json(folder / "clips.json", {"format_version": 2, "clips": [{}]})
@@ -258,8 +258,8 @@ def test_what_is_no_cache_is_refused(tmp_path, folder):
         memmap.verify(folder)
 
 
-def test_ctrl_c_ends_it_soon(tmp_path):
-    """Gigabytes of zeros, in a sparse file that takes no room, are not read to their end."""
+def test_ctrl_c_ends_verification_soon(tmp_path):
+    """A sparse file of a terabyte must not be read to its end."""
     folder = write_cache(tmp_path / "cache", chunks=(3,))
     with open(folder / "shard_0003/frames.npy", "r+b") as file:
         file.truncate(1 << 40)

@@ -1,4 +1,4 @@
-"""Frames by time: real mp4s of many kinds, each picture bearing its own number."""
+"""Frames read by timestamp from mp4 files of many kinds, each frame showing its number."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECOND = 1_000_000
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", SPECS)
-def test_any_frames_in_any_order_are_the_right_ones(name, decoder):
+def test_frames_in_any_order_are_read_correctly(name, decoder):
     content, rng = stream_bytes(name), np.random.default_rng(7)
     stamps = times_of(content) - 14_200 + rng.integers(-400, 400, NUM_FRAMES)
     for size in (1, 2, 7, 40, 150):
@@ -54,7 +54,7 @@ def test_any_frames_in_any_order_are_the_right_ones(name, decoder):
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_open_gops_are_told(name):
+def test_open_gops_are_detected(name):
     with stream.opened(stream_bytes(name)) as opened:
         assert len(opened.keys) > 1
         assert (len(opened.closed_keys) < len(opened.keys)) == (name in OPEN)
@@ -62,7 +62,7 @@ def test_open_gops_are_told(name):
 
 
 @pytest.mark.parametrize("name", sorted(LEADING))
-def test_leading_pictures_themselves_are_read(name):
+def test_leading_frames_are_read(name):
     with stream.opened(stream_bytes(name)) as opened:
         leading = np.flatnonzero(opened.leading)
         rows = [opened.row_of(i) for i in leading]
@@ -72,7 +72,7 @@ def test_leading_pictures_themselves_are_read(name):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_rate_that_varies(decoder):
+def test_variable_frame_rate_is_read(decoder):
     content = stream_bytes("h264 varying rate")
     times = np.array(SPECS["h264 varying rate"].times)
     starts = (times - times[0]) * 1000
@@ -85,7 +85,7 @@ def test_a_rate_that_varies(decoder):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_start_that_is_not_zero(decoder):
+def test_video_with_a_late_start_is_read(decoder):
     content = stream_bytes("h264 late start")
     with av.open(io.BytesIO(content)) as container:
         assert container.streams.video[0].start_time * container.streams.video[0].time_base > 8
@@ -95,8 +95,8 @@ def test_a_start_that_is_not_zero(decoder):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_turned_video_is_shown_upright(degrees, decoder):
-    """The matrix of `tkhd` (ISO 14496-12 §8.3.2) turns x right, y down by quarters clockwise."""
+def test_rotated_video_is_shown_upright(degrees, decoder):
+    """The `tkhd` matrix (ISO 14496-12 §8.3.2, x right, y down) rotates in clockwise quarters."""
     content, turns = turned(stream_bytes("h264 gop 30 b"), degrees), -degrees // 90
     wanted = times_of(content)[[40, 2]]
     plain = reader.read_frames(stream_bytes("h264 gop 30 b"), wanted).images
@@ -111,7 +111,7 @@ def test_a_turned_video_is_shown_upright(degrees, decoder):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("size", [(48, 32), (33, 17), (64, 64), (97, 65), (200, 10)])
-def test_any_size_can_be_asked_for(size, decoder):
+def test_frames_are_resized_to_any_size(size, decoder):
     content = stream_bytes("h264 gop 30 b")
     frames = reader.read_frames(content, np.array([2_000_000, 0]), size=size, decoder=decoder)
     assert frames.images.shape == (2, size[1], size[0], 3)
@@ -122,7 +122,7 @@ def test_any_size_can_be_asked_for(size, decoder):
 
 
 @pytest.mark.parametrize("colour_range", ["1", "2"], ids=["limited", "full"])
-def test_black_stays_black_and_white_white(colour_range):
+def test_limited_and_full_colour_range_are_converted(colour_range):
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     picture[:, WIDTH // 2 :] = 255
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -139,7 +139,7 @@ def test_black_stays_black_and_white_white(colour_range):
     assert image[:, WIDTH // 2 + 4 :].min() >= 253
 
 
-def test_a_member_of_a_zip_is_read_in_place_and_its_checksum_compared(tmp_path):
+def test_zip_member_is_read_in_place_and_its_checksum_verified(tmp_path):
     path = tmp_path / "camera.chunk_0000.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("other.parquet", b"0" * 1000)
@@ -160,12 +160,12 @@ def test_a_member_of_a_zip_is_read_in_place_and_its_checksum_compared(tmp_path):
 
 
 def cut(content: bytes, share: float) -> bytes:
-    """The file cut short, its index at the front as on a real disk."""
+    """The first `share` of the file."""
     return content[: round(len(content) * share)]
 
 
 def zeroed(content: bytes, first: float = 0.45, last: float = 0.55) -> bytes:
-    """A part of the pictures never written."""
+    """The file with a part of its media data zeroed."""
     content = bytearray(content)
     start, length = media_of(content)
     a, b = start + int(length * first), start + int(length * last)
@@ -199,7 +199,7 @@ DAMAGE = {
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["h264 gop 30 b", "h264 gop 30", "hevc closed"])
-def test_a_damaged_file_is_an_error_and_never_a_picture(name, damage, decoder, tmp_path):
+def test_damaged_file_raises_an_error(name, damage, decoder, tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(DAMAGE[damage](stream_bytes(name, index_first=damage != "index cut away")))
     if (name, damage, decoder) == ("hevc closed", "zeroed middle", "decord"):
@@ -211,46 +211,46 @@ def test_a_damaged_file_is_an_error_and_never_a_picture(name, damage, decoder, t
     assert "02_download" in caught.value.fix
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     with pytest.raises(AvomniError, match="not found"):
         reader.read_frames(tmp_path / "none.mp4", np.array([0]))
 
 
 @pytest.mark.parametrize(
-    ("stamps", "told"),
+    ("stamps", "message"),
     [
         (np.arange(NUM_FRAMES + 1) * 33_333, "90 frames in the mp4, 91 timestamps"),
         (np.arange(NUM_FRAMES) * 40_000, r"33.0 ms apart, those of its timestamps 40.0 ms"),
     ],
 )
-def test_timestamps_of_another_count_or_rate_are_refused(stamps, told):
-    with pytest.raises(AvomniError, match=told):
+def test_timestamps_with_another_count_or_rate_are_refused(stamps, message):
+    with pytest.raises(AvomniError, match=message):
         reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
 
 
-def test_where_the_file_keeps_time_a_row_that_is_off_by_a_frame_is_refused():
-    """As many rows as frames: the camera dropped one, the table another."""
+def test_timestamps_shifted_by_one_frame_are_refused():
+    """The numbers of rows and frames are equal, but one of each is missing."""
     content = stream_bytes("h264 varying rate")
     stamps, rng = times_of(content), np.random.default_rng(2)
     shifted = np.concatenate([stamps[:30], stamps[31:], [stamps[-1] + 40_000]])
     with pytest.raises(AvomniError, match=r"frame \d+ follows .* frames or rows are missing"):
         reader.read_frames(content, stamps[:3], timestamps_us=shifted)
     jittered = stamps - 14_000 + rng.integers(-2_000, 2_000, NUM_FRAMES)
-    found = reader.read_frames(content, jittered[[4, 60]], timestamps_us=jittered)
-    assert numbers(found.images) == [4, 60]
+    frames = reader.read_frames(content, jittered[[4, 60]], timestamps_us=jittered)
+    assert numbers(frames.images) == [4, 60]
 
 
-def test_at_a_constant_rate_the_file_counts_and_only_the_timestamps_have_gaps():
+def test_gaps_in_the_timestamps_of_a_constant_rate_video_are_accepted():
     stamps = np.arange(NUM_FRAMES) * 33_333
     stamps[40:] += 100_000
-    found = reader.read_frames(
+    frames = reader.read_frames(
         stream_bytes("h264 gop 30"), stamps[[39, 40, 80]], timestamps_us=stamps
     )
-    assert numbers(found.images) == [39, 40, 80]
+    assert numbers(frames.images) == [39, 40, 80]
 
 
-def test_frames_outside_of_the_edit_list_are_no_rows():
-    """A player skips them; the first row is the first frame that it shows."""
+def test_frames_outside_the_edit_list_are_skipped():
+    """As in a player, row 0 is the first frame within the edit list."""
     content = bytearray(stream_bytes("h264 gop 30 b"))
     place = content.index(b"elst") + 16
     start = int.from_bytes(content[place : place + 4], "big")
@@ -259,19 +259,19 @@ def test_frames_outside_of_the_edit_list_are_no_rows():
     content[place : place + 4] = later.to_bytes(4, "big")
     times = times_of(bytes(content))
     assert len(times) == NUM_FRAMES - 15
-    found = reader.read_frames(bytes(content), times[[0, 20, 3]])
-    assert numbers(found.images) == [15, 35, 18]
+    frames = reader.read_frames(bytes(content), times[[0, 20, 3]])
+    assert numbers(frames.images) == [15, 35, 18]
 
 
 @pytest.mark.parametrize("wanted", [-1, NUM_FRAMES * 40_000])
-def test_a_time_outside_of_the_video_is_refused(wanted):
+def test_time_outside_the_video_is_refused(wanted):
     with pytest.raises(AvomniError, match=f"no frame at {wanted} µs: the video lasts from 0 µs"):
         reader.read_frames(stream_bytes("h264 gop 30"), np.array([0, wanted]))
     with pytest.raises(AvomniError, match="no time"):
         reader.read_frames(stream_bytes("h264 gop 30"), np.array([], np.int64))
 
 
-def test_the_decoder_is_a_choice_with_a_reason():
+def test_choose_decoder_gives_a_reason():
     assert reader.choose_decoder()[0] == "pyav"
     assert "open GOP" in reader.choose_decoder()[1]
     assert reader.choose_decoder("decord")[0] == "decord"
@@ -282,7 +282,7 @@ def test_the_decoder_is_a_choice_with_a_reason():
     start=st.integers(-200_000, 200_000),
     data=st.data(),
 )
-def test_a_frame_is_the_last_one_at_or_before_its_time(steps, start, data):
+def test_frame_indices_are_the_last_at_or_before_each_time(steps, start, data):
     stamps = start + np.cumsum(steps)
     wanted = data.draw(st.lists(st.integers(int(stamps[0]), int(stamps[-1])), max_size=20))
     for time, row in zip(wanted, reader.frame_indices(stamps, np.array(wanted)), strict=True):
