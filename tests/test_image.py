@@ -28,7 +28,7 @@ def test_locked_versions_have_no_faults():
 
 
 @pytest.mark.parametrize(
-    ("hip", "more", "fault", "said"),
+    ("hip", "more", "fault", "message"),
     [
         (None, (), None, "torch.version.hip is None"),
         ("7.2", ("triton",), None, "not one triton but triton, triton-rocm"),
@@ -36,9 +36,9 @@ def test_locked_versions_have_no_faults():
         ("7.2", (), "OSError: libamdhip64.so", "bitsandbytes cannot be imported: OSError"),
     ],
 )
-def test_forbidden_packages_are_reported(hip, more, fault, said):
+def test_forbidden_packages_are_reported(hip, more, fault, message):
     (found,) = image.faults(hip, [*INSTALLED, *more], fault)
-    assert said in found
+    assert message in found
 
 
 def test_image_without_triton_is_refused():
