@@ -66,10 +66,10 @@ def test_sample_starts_with_the_prompt_tokens(conversation):
     # Generation must start from the same tokens as in training.
     prompt, sample = conversation.prompt(), conversation.sample(ANSWER)
     np.testing.assert_array_equal(sample.input_ids[: len(prompt)], prompt.input_ids)
-    whole = conversation.tokenizer.encode(
+    expected = conversation.tokenizer.encode(
         conversation.text + ANSWER + "<|im_end|>", add_special_tokens=False
     )
-    assert sample.input_ids.tolist() == whole
+    assert sample.input_ids.tolist() == expected
 
 
 def test_generated_answer_can_be_parsed(conversation):

@@ -108,7 +108,7 @@ def install(folder: Path, name: str, version: str, sizes: dict[str, int]) -> Non
     (about / "RECORD").write_text("\n".join(record))
 
 
-def judged(found: Installed) -> dict[str, DoctorFinding]:
+def findings_by_name(found: Installed) -> dict[str, DoctorFinding]:
     return {finding.name: finding for finding in machine.fit(found)}
 
 
@@ -391,7 +391,7 @@ def test_platform_row_agrees_with_constraints_and_makefile(row: machine.Platform
         assert index in (ROOT / f"constraints-{row.name}.txt").read_text()
     found = dataclasses.replace(AS_SET_UP[row.name], bitsandbytes=versions["bitsandbytes"])
     assert found.platform is row
-    assert {line.state for line in judged(found).values()} == {"ok"}
+    assert {line.state for line in findings_by_name(found).values()} == {"ok"}
 
 
 def test_platform_table_agrees_with_constraints_and_pyproject():
@@ -408,11 +408,11 @@ def test_platform_table_agrees_with_constraints_and_pyproject():
 
 
 def test_image_builds_of_torch_and_triton_are_kept_with_a_note():
-    lines = judged(IMAGE)
+    lines = findings_by_name(IMAGE)
     assert [line.state for line in lines.values()] == ["ok", "note", "ok", "ok"]
     assert "an image's own build" in lines["torch"].found
     replaced = dataclasses.replace(IMAGE, tritons=(Triton("triton", "3.9.0", True),))
-    fix = judged(replaced)["triton"].fix
+    fix = findings_by_name(replaced)["triton"].fix
     assert "triton==3.6.0+rocm7.2.0.gitba5c1517 from where the image took torch" in fix
 
 
@@ -447,7 +447,7 @@ def test_torch_origin_is_read_from_its_version(found: Installed, place: str):
     ],
 )
 def test_mismatched_version_is_reported(changes: dict, line: str, state: str):
-    finding = judged(dataclasses.replace(MI300X, **changes))[line]
+    finding = findings_by_name(dataclasses.replace(MI300X, **changes))[line]
     assert finding.state == state
     assert state == "ok" or (finding.why and finding.fix)
 

@@ -138,10 +138,10 @@ def test_prompt_with_history_tokenises_like_the_whole_text(p):
     assert "Past places" in past
     sample = conversation.prompt(past)
     assert len(sample) > len(conversation.prompt())
-    whole = conversation.text.replace(
+    expected_text = conversation.text.replace(
         conversation.target.question, conversation.target.question + past
     )
-    assert sample.input_ids.tolist() == words.encode(whole, add_special_tokens=False)
+    assert sample.input_ids.tolist() == words.encode(expected_text, add_special_tokens=False)
     learned = samples.sample_of(3, windows, conversation)
     assert learned.input_ids.tolist()[: len(sample)] == sample.input_ids.tolist()
     assert (learned.labels[: len(sample)] == -100).all()

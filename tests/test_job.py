@@ -109,9 +109,9 @@ def test_training_outlives_its_notebook_and_is_found_again(p, undisturbed, kept_
     notebook.kill()
     notebook.join()
     assert job.running(p)["pid"] != notebook.pid
-    kept, bars = kept_bars
+    progress, bars = kept_bars
     watched = []
-    trained = trainer.train(p, kept, watched.append)
+    trained = trainer.train(p, progress, watched.append)
     assert [(bar.total, bar.count) for bar in bars] == [(STEPS, STEPS)]
     assert watched[-1][-1]["step"] == STEPS
     assert weights(p) == weights(undisturbed)

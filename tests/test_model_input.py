@@ -132,13 +132,13 @@ def test_every_field_of_the_record_is_compared(p):
         assert leaves[name]
     try:
         for name, value in leaves.items():
-            spoiled = {"sees": _with(record["sees"], name, "another value")}
-            files.write_json(path, record | spoiled)
+            changed = {"sees": _with(record["sees"], name, "another value")}
+            files.write_json(path, record | changed)
             message = refusal(p, p, header)
             assert f"\n  - {name}: trained with 'another value', now " in message
             assert message.count("\n  - ") == 1, name
-            spoiled = {"sees": _with(record["sees"], name, None, drop=True)}
-            files.write_json(path, record | spoiled)
+            changed = {"sees": _with(record["sees"], name, None, drop=True)}
+            files.write_json(path, record | changed)
             assert f"\n  - {name}: trained with (not recorded), now " in refusal(p, p, header), (
                 name,
                 value,
@@ -192,11 +192,11 @@ def test_cache_header_is_compared_too(p):
     for name, value in model_input.flat(header).items():
         other = model_input.flat(_with(header, name, "another"))
         assert other[name] == "another"
-        spoiled = _with(header, name, "another")
+        changed = _with(header, name, "another")
         if name.partition(".")[0] in model_input.NOT_SHOWN:
-            load.check_adapter(adapter.adapter_dir(p), p, spoiled)
+            load.check_adapter(adapter.adapter_dir(p), p, changed)
         else:
-            message = refusal(p, p, spoiled)
+            message = refusal(p, p, changed)
             assert f"- cache.{name}: trained with " in message and "now 'another'" in message, value
 
 

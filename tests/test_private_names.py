@@ -38,7 +38,7 @@ def test_private_names_of_trl_exist():
 
 
 def test_only_listed_modules_use_private_names():
-    found = set()
+    modules = set()
     for path in TRAINING.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
@@ -47,7 +47,7 @@ def test_only_listed_modules_use_private_names():
                 and not node.attr.startswith("__")
                 and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
             ):
-                found.add(path.relative_to(TRAINING).as_posix())
-    assert found <= ALLOWED_MODULES, (
-        f"outside of {sorted(ALLOWED_MODULES)}: {sorted(found - ALLOWED_MODULES)}"
+                modules.add(path.relative_to(TRAINING).as_posix())
+    assert modules <= ALLOWED_MODULES, (
+        f"outside of {sorted(ALLOWED_MODULES)}: {sorted(modules - ALLOWED_MODULES)}"
     )

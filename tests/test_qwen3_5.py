@@ -38,7 +38,7 @@ def build(config):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def model():
     return build(SMALL.make_config(SMALL.tokenizer()))
 
 
@@ -86,7 +86,7 @@ def test_positions_equal_the_models(name):
     assert (sample.positions == expected[:, 0].numpy()).all()
 
 
-@pytest.mark.parametrize("named", [None, ("q_proj",)])
+@pytest.mark.parametrize("lora_targets", [None, ("q_proj",)])
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_vl_moe"])
 def test_unsloth_receives_the_target_modules_it_would_not_find(name, lora_targets, monkeypatch):
     received = {}

@@ -150,7 +150,7 @@ def test_patch_size_comes_from_the_models_config():
 
 
 @pytest.fixture(scope="module")
-def whole():
+def original_model():
     """An unmodified transformers Qwen3-VL with random weights."""
     torch.manual_seed(0)
     return Qwen3VLForConditionalGeneration(training_set.config(training_set.make_words())).eval()
@@ -162,14 +162,14 @@ def whole():
     st.integers(1, 4),
     st.lists(st.integers(1, 5), min_size=9, max_size=9),
 )
-def test_positions_equal_the_models(whole, num_patches, rows, cols, words):
+def test_positions_equal_the_models(original_model, num_patches, rows, cols, words):
     """With any text before, between and after the temporal patches."""
     patch = rows * cols
     types = [0] * words[-1]
     for count in words[:num_patches]:
         types += [2] * patch + [0] * count
     types = np.array(types)
-    expected, _ = whole.model.get_rope_index(
+    expected, _ = original_model.model.get_rope_index(
         torch.zeros(1, len(types), dtype=torch.int64),
         torch.from_numpy(types)[None],
         video_grid_thw=torch.tensor([[num_patches, 2 * rows, 2 * cols]]),
@@ -178,10 +178,10 @@ def test_positions_equal_the_models(whole, num_patches, rows, cols, words):
     assert (ours == expected[:, 0].numpy()).all()
 
 
-def test_positions_of_a_sample_equal_the_models(whole):
+def test_positions_of_a_sample_equal_the_models(original_model):
     conversation = training_set.conversation()
     sample = conversation.sample("42")
-    expected, _ = whole.model.get_rope_index(
+    expected, _ = original_model.model.get_rope_index(
         torch.from_numpy(sample.input_ids)[None],
         2 * torch.from_numpy(sample.input_ids == conversation.vision_id)[None].long(),
         video_grid_thw=torch.tensor([KIND.grid_thw(*conversation.frame_shape[:3])]),
@@ -190,9 +190,9 @@ def test_positions_of_a_sample_equal_the_models(whole):
 
 
 @pytest.fixture
-def model_copy(whole):
+def model_copy(original_model):
     """A copy of the model that a test may change."""
-    return copy.deepcopy(whole)
+    return copy.deepcopy(original_model)
 
 
 def seen(model, frames):

@@ -178,10 +178,10 @@ def test_model_is_not_split_over_visible_gpus(base_folder, tmp_path, monkeypatch
     }.items():
         monkeypatch.setattr(cuda, name, value)
     p = training_set.params(tmp_path, base_folder)
-    kept = checkpoints.Checkpoints(tmp_path / "kept", {})
+    store = checkpoints.Checkpoints(tmp_path / "kept", {})
     values = {"device": "cuda:0", "dtype": "float32", "optimizer": "adamw_torch"}
     choices = {name: Choice(value, "") for name, value in values.items()}
-    arguments = sft.arguments_of(p, kept, choices, steps=1, accumulation=2)
+    arguments = sft.arguments_of(p, store, choices, steps=1, accumulation=2)
     assert arguments.device == torch.device("cuda:0") and arguments.n_gpu == 1
     assert arguments.train_batch_size == p.training.batch_size
     assert arguments.parallel_mode.value == "not_parallel"
