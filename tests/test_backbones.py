@@ -1,6 +1,6 @@
-"""The road of a training with each family's small model: what is loaded, learned, said and written.
+"""Training, merging and serving of each family's small model.
 
-Qwen3-VL's own tests go further; here stands what any family has to hold.
+These tests hold for every family; test_qwen3_vl.py has more for Qwen3-VL.
 """
 
 import re
@@ -45,14 +45,14 @@ def base_folder(family, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(family, base_folder, tmp_path_factory):
-    """Parameters and outcome of a training that nothing interrupts, by the worker itself."""
+    """Parameters and outcome of an uninterrupted training, run by the worker in this process."""
     p = family.params(tmp_path_factory.mktemp("trained"), base_folder)
     return p, worker.work(p, windows=family.windows(killed_training.NUM_WINDOWS))
 
 
 @pytest.fixture(scope="module")
 def tuned(trained):
-    """The base model as it was trained with the trained adapter."""
+    """The base model, loaded as for training, with the trained adapter."""
     p, outcome = trained
     return load.load_adapter(load.load_base(p).model, outcome.adapter, p)
 
@@ -71,7 +71,7 @@ def logits(family, model):
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_what_is_prepared_is_the_same_function_of_the_same_weights(family, fuse):
+def test_prepare_keeps_logits_and_weight_names(family, fuse):
     config = family.make_config(family.tokenizer())
     model = AutoModelForImageTextToText.from_config(config).eval()
     before, names = logits(family, model), list(model.state_dict())
@@ -80,8 +80,8 @@ def test_what_is_prepared_is_the_same_function_of_the_same_weights(family, fuse)
     assert list(model.state_dict()) == names
 
 
-def test_every_norm_of_width_and_each_attention_of_qwens_tower_is_fused(family):
-    """A CPU has no such kernel and takes transformers' own; the formulas are compared here."""
+def test_prepare_fuses_rms_norms_and_qwen_vision_attention(family):
+    """A CPU has no fused kernel, so only the formulas are compared here."""
     config = family.make_config(family.tokenizer())
     model = AutoModelForImageTextToText.from_config(config)
     norm = model.model.language_model.norm
@@ -91,11 +91,11 @@ def test_every_norm_of_width_and_each_attention_of_qwens_tower_is_fused(family):
     family.kind().prepare(model)
     # The norm of the gated delta rule has a kernel of its own.
     language = model.model.language_model.modules()
-    norms = [each for each in language if type(each).__name__.endswith("RMSNorm")]
-    towers = [each for each in model.modules() if "Qwen" in type(each).__name__]
-    towers = [each for each in towers if "VisionAttention" in type(each).__name__]
+    norms = [module for module in language if type(module).__name__.endswith("RMSNorm")]
+    towers = [module for module in model.modules() if "Qwen" in type(module).__name__]
+    towers = [module for module in towers if "VisionAttention" in type(module).__name__]
     assert len(norms) >= 2 * 2 + 1 and len(towers) in (0, 2)
-    assert all("forward" in vars(each) for each in norms + towers)
+    assert all("forward" in vars(module) for module in norms + towers)
     assert torch.equal(norm(hidden), before)
     fused = torch.nn.functional.rms_norm
     if type(norm).__name__ == "Qwen3_5RMSNorm":
@@ -117,17 +117,17 @@ def test_training_lowers_the_loss(family, trained):
     )
 
 
-def test_the_record_says_what_the_model_saw(family, trained):
+def test_record_holds_the_prompt_and_pixel_format(family, trained):
     _, outcome = trained
     record = adapter.read_record(outcome.adapter)
     assert record == outcome.record
-    talk = family.conversation()
-    assert record["prompt_form"] == talk.backbone.prompt_form
-    assert record["prompt_tokens"] == len(talk.prompt_ids)
-    assert record["sees"]["pixels"] == talk.backbone.pixels
+    conversation = family.conversation()
+    assert record["prompt_form"] == conversation.backbone.prompt_form
+    assert record["prompt_tokens"] == len(conversation.prompt_ids)
+    assert record["sees"]["pixels"] == conversation.backbone.pixels
 
 
-def test_lora_is_in_the_language_model_alone(family, trained, tuned):
+def test_lora_adapts_only_the_language_model(family, trained, tuned):
     _, outcome = trained
     names = {path for path, module in tuned.named_modules() if hasattr(module, "lora_A")}
     layers = {path.split(".layers.")[1] for path in names}
@@ -138,15 +138,15 @@ def test_lora_is_in_the_language_model_alone(family, trained, tuned):
     assert outcome.figures["trainable_parameters"] == expected
 
 
-def test_4_bit_holds_the_language_models_layers_alone(family, base_folder, tmp_path):
+def test_only_language_model_layers_are_quantised(family, base_folder, tmp_path):
     p = changed_params.changed(family.params(tmp_path, base_folder), "model.load_in_4bit", True)
     model = load.load_base(p).model
-    names = [path for path, each in model.named_modules() if isinstance(each, Linear4bit)]
+    names = [path for path, module in model.named_modules() if isinstance(module, Linear4bit)]
     assert len(names) == family.num_linears
     assert all(".language_model.layers." in path for path in names)
 
 
-def test_killed_it_ends_with_the_same_bytes(family, base_folder, trained, tmp_path):
+def test_killed_training_resumes_to_the_same_bytes(family, base_folder, trained, tmp_path):
     _, expected = trained
     death = ("os.rename", "partial/checkpoint-4", 1)
     arguments = family.name, tmp_path, base_folder, death
@@ -159,24 +159,26 @@ def test_killed_it_ends_with_the_same_bytes(family, base_folder, trained, tmp_pa
         assert (outcome.adapter / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_a_batch_is_answered_as_its_windows_alone(family, tuned):
-    talk, frames = family.conversation(), frames_of(family)
+def test_batched_answers_equal_single_answers(family, tuned):
+    conversation, frames = family.conversation(), frames_of(family)
     histories = ["", " Speed there: 5.23m/s.", " Rows from the top."]
-    together = generate_texts(tuned, talk, frames, 12, histories=histories)
+    together = generate_texts(tuned, conversation, frames, 12, histories=histories)
     alone = [
-        generate_texts(tuned, talk, frames[i : i + 1], 12, histories=histories[i : i + 1])[0]
+        generate_texts(tuned, conversation, frames[i : i + 1], 12, histories=histories[i : i + 1])[
+            0
+        ]
         for i in range(len(frames))
     ]
     assert together == alone
 
 
-def test_constrained_answers_have_the_targets_form(family, tuned):
-    talk = family.conversation()
-    for answer in generate_texts(tuned, talk, frames_of(family), 96, constrained=True):
-        assert re.fullmatch(talk.target.pattern, answer), answer
+def test_constrained_answers_match_the_target_pattern(family, tuned):
+    conversation = family.conversation()
+    for answer in generate_texts(tuned, conversation, frames_of(family), 96, constrained=True):
+        assert re.fullmatch(conversation.target.pattern, answer), answer
 
 
-def test_the_cards_own_lines_load_the_adapter_by_plain_peft(family, trained, tuned, monkeypatch):
+def test_model_card_snippet_loads_the_adapter_with_peft(family, trained, tuned, monkeypatch):
     _, outcome = trained
     card = (outcome.adapter / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -185,16 +187,16 @@ def test_the_cards_own_lines_load_the_adapter_by_plain_peft(family, trained, tun
     exec(snippet, names)
     expected = logits(family, tuned)
     for module in names["model"].modules():
-        # On some CPUs bitsandbytes would round to bfloat16, which the worker does not let it do.
+        # On some CPUs bitsandbytes rounds to bfloat16; the worker turns that off.
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     torch.testing.assert_close(logits(family, names["model"]), expected, rtol=1e-3, atol=1e-4)
-    family.kind().prepare(names["model"].get_base_model())  # the same sums in the same order
+    family.kind().prepare(names["model"].get_base_model())  # then sums are taken in the same order
     assert torch.equal(logits(family, names["model"]), expected)
     assert apart(logits(family, load.load_base(trained[0]).model), expected) > 0.1
 
 
-def test_the_card_says_how_it_is_served(family, trained, merged):
+def test_model_card_has_the_serving_commands(family, trained, merged):
     _, outcome = trained
     card = (outcome.adapter / "README.md").read_text()
     kind = family.kind()
@@ -202,19 +204,19 @@ def test_the_card_says_how_it_is_served(family, trained, merged):
     (request,) = re.findall(r"```json\n(.*?)```", card, re.DOTALL)
     assert outcome.record["question"] in request
     lines = commands(adapter.read_record(outcome.adapter), folder="/a")
-    kept = commands(adapter.read_record(merged), "merged", "/m")
+    merged_lines = commands(adapter.read_record(merged), "merged", "/m")
     assert bool(lines["vllm"]) is kind.adapters_in_vllm
-    assert bool(lines["llama.cpp"]) is bool(kept["llama.cpp"]) is kind.in_llama_cpp
-    words = shlex.split(kept["vllm"][0])
+    assert bool(lines["llama.cpp"]) is bool(merged_lines["llama.cpp"]) is kind.in_llama_cpp
+    words = shlex.split(merged_lines["vllm"][0])
     for part in filter(None, ("--max-model-len 512", kind.server_arguments(family.videos()))):
-        asked = shlex.split(part)
-        assert asked[1] == words[words.index(asked[0]) + 1]
-    for text, made in ((card, lines), ((merged / "README.md").read_text(), kept)):
-        assert ("vllm serve" in text) is bool(made["vllm"])
-        assert ("convert_" in text) is bool(made["llama.cpp"])
+        option = shlex.split(part)
+        assert option[1] == words[words.index(option[0]) + 1]
+    for text, expected in ((card, lines), ((merged / "README.md").read_text(), merged_lines)):
+        assert ("vllm serve" in text) is bool(expected["vllm"])
+        assert ("convert_" in text) is bool(expected["llama.cpp"])
 
 
-def test_the_merged_model_is_a_plain_checkpoint_with_the_same_logits(family, merged, tuned):
+def test_merged_model_is_a_plain_checkpoint_with_the_same_logits(family, merged, tuned):
     assert {path.name for path in merged.iterdir()} == {
         *("README.md", "record.json", "config.json", "generation_config.json"),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -229,47 +231,47 @@ def test_the_merged_model_is_a_plain_checkpoint_with_the_same_logits(family, mer
     assert apart(logits(family, plain), logits(family, tuned)) < TOLERANCE["bfloat16"]
 
 
-def test_servers_find_the_numbers_to_normalise_by(family, merged):
-    """Of pictures and of videos: the classes' own defaults are another model's."""
+def test_merged_model_has_the_normalisation_statistics(family, merged):
+    """For images and videos: the defaults of the processor classes belong to another model."""
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         values = files.read_json(merged / name)
         assert family.processor.items() <= values.items()
 
 
-def test_a_bases_own_files_are_kept_but_for_numbers_that_it_was_not_trained_by(
+def test_merge_keeps_the_base_files_but_corrects_the_image_mean(
     family, trained, base_folder, tmp_path
 ):
-    """Many a checkpoint has the class's default for videos, and the right numbers for pictures."""
+    """Many checkpoints have the class's default for videos but the right values for images."""
     p, outcome = trained
     base = shutil.copytree(base_folder, tmp_path / "base")
-    own = {"video_processor": {"image_mean": [0.48, 0.46, 0.41], "of": "the base"}}
-    files.write_json(base / "processor_config.json", own)
+    base_config = {"video_processor": {"image_mean": [0.48, 0.46, 0.41], "of": "the base"}}
+    files.write_json(base / "processor_config.json", base_config)
     other = family.params(tmp_path, base)
     shutil.copytree(outcome.adapter, adapter.adapter_dir(other))
-    kept = files.read_json(merge.merge(other) / "processor_config.json")["video_processor"]
-    changes = family.kind().as_trained(own) != own
+    merged_config = files.read_json(merge.merge(other) / "processor_config.json")["video_processor"]
+    changes = family.kind().as_trained(base_config) != base_config
     expected = family.processor["image_mean"] if changes else [0.48, 0.46, 0.41]
-    assert kept == {"image_mean": expected, "of": "the base"}
+    assert merged_config == {"image_mean": expected, "of": "the base"}
 
 
-def test_the_plan_of_the_folder_counts_its_tokens_and_weights(family, trained):
+def test_plan_estimates_tokens_and_weights_of_a_base_folder(family, trained):
     p, _ = trained
-    tokens, talk = tokens_per_sample(p), family.conversation()
-    assert tokens.vision == talk.num_vision_tokens
-    assert tokens.total - tokens.answer == pytest.approx(len(talk.prompt_ids), rel=0.15)
+    tokens, conversation = tokens_per_sample(p), family.conversation()
+    assert tokens.vision == conversation.num_vision_tokens
+    assert tokens.total - tokens.answer == pytest.approx(len(conversation.prompt_ids), rel=0.15)
     plain = load.load_base(changed_params.changed(p, "model.load_in_4bit", False)).model
     needed = sum(weight.numel() * 4 for weight in plain.parameters())
-    told = memory(
+    estimate = memory(
         changed_params.changed(p, "model.load_in_4bit", False),
         size_of(p),
         tokens,
         device="cpu",
         dtype_bytes=4,
     )
-    assert told.weights == pytest.approx(needed, rel=0.15)
+    assert estimate.weights == pytest.approx(needed, rel=0.15)
 
 
-def test_unsloth_is_not_taken_for_a_family_that_it_has_no_path_for(family, trained):
+def test_unsloth_is_not_chosen_for_unsupported_families(family, trained):
     if family.kind().in_unsloth:
         pytest.skip("it has one")
     p, _ = trained

@@ -1,4 +1,4 @@
-"""Benchmarks print their figures whether or not there is another commit to compare with."""
+"""The demo benchmark's report, with and without a second commit to compare with."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def measured(seconds: float) -> dict:
 
 
 @pytest.mark.parametrize("sides", [("this",), ("base", "this")], ids=" and ".join)
-def test_the_demos_cpu_seconds_are_a_table_of_each_side(sides):
+def test_demo_report_has_a_column_for_each_commit(sides):
     record = {side: [measured(10.0 * (1 + place))] for place, side in enumerate(sides)}
     lines = demo_cpu.report(record | {"machine": "2 cores"}).splitlines()
     assert lines[1].split() == ["stage", *sides, *(["ratio"] if len(sides) == 2 else [])]

@@ -1,4 +1,4 @@
-"""The model card says what the record and the figures say, and nothing that differs by chance."""
+"""The model card follows from the record and the figures and is reproducible."""
 
 import copy
 import json
@@ -47,7 +47,7 @@ SCORE = {
 
 
 class Recorded(training_set.Stripes):
-    """Windows of a cache that names where it was read from."""
+    """Windows of a cache whose header names the source."""
 
     cache = SimpleNamespace(
         digest="stripes", header={"source": {"repo_id": "owner/drives", "revision": REVISION}}
@@ -56,12 +56,12 @@ class Recorded(training_set.Stripes):
 
 def record_of(tmp_path, windows=None, kind="adapter", **changes):
     p = training_set.params(tmp_path, "owner/base-bnb-4bit", **changes)
-    talk = training_set.conversation()
+    conversation = training_set.conversation()
     choices = {
         name: SimpleNamespace(value=value)
         for name, value in (("device", "cuda:1"), ("dtype", "bfloat16"), ("quantisation", "nf4"))
     }
-    record = adapter.record_of(p, windows or Recorded(9), talk, "digest", choices)
+    record = adapter.record_of(p, windows or Recorded(9), conversation, "digest", choices)
     return record | ({"kind": "merged", "dtype": "bfloat16"} if kind == "merged" else {})
 
 
@@ -86,7 +86,7 @@ def test_front_matter_and_banner_follow_the_source(tmp_path, kind, source):
     assert values["base_model"] == "owner/base-bnb-4bit"
     assert values["library_name"] == {"adapter": "peft", "merged": "transformers"}[kind]
     assert {"lora", "qwen3_vl"} <= set(values["tags"])
-    # The base model's weights are in a merged one, and not ours to license.
+    # A merged model contains the base model's weights, which we cannot license.
     ours = source == "world" and kind == "adapter"
     assert values["license"] == ("mit" if ours else "other")
     body = text.split("---\n", 2)[2].strip().splitlines()
@@ -98,12 +98,12 @@ def test_front_matter_and_banner_follow_the_source(tmp_path, kind, source):
     assert not re.search(r"\b(is|are) (allowed|permitted)\b", text)
 
 
-def test_the_tiny_base_is_ours_too(tmp_path):
+def test_merged_tiny_base_has_the_mit_license(tmp_path):
     record = record_of(tmp_path, kind="merged", model={"base_model": "tiny"})
     assert front_matter(card(record, kind="merged"))["license"] == "mit"
 
 
-def test_it_names_what_is_answered_and_from_what(tmp_path, kind):
+def test_card_names_the_question_data_and_hyperparameters(tmp_path, kind):
     record = record_of(tmp_path, kind=kind)
     text = card(record, FIGURES, kind)
     for part in (
@@ -125,7 +125,7 @@ def test_it_names_what_is_answered_and_from_what(tmp_path, kind):
         assert part in text, part
 
 
-def test_windows_that_name_no_source_are_told_as_such(tmp_path):
+def test_card_says_when_the_revision_is_not_recorded(tmp_path):
     record = record_of(tmp_path, training_set.Stripes(9))
     assert (record["source"], record["repo_id"], record["revision"]) == ("world", None, None)
     assert "| revision | not recorded |" in card(record)
@@ -133,7 +133,7 @@ def test_windows_that_name_no_source_are_told_as_such(tmp_path):
     assert "| revision | not recorded |" in card(old)
 
 
-def test_an_adapters_card_is_the_same_however_often_it_was_killed(tmp_path):
+def test_adapter_card_does_not_depend_on_interruptions(tmp_path):
     record = record_of(tmp_path)
     before, digest = copy.deepcopy(record), files.hash_json(record)
     other = FIGURES | {"train_seconds": 9.0, "seconds_per_step": 1.0, "data_wait_share": 0.5}
@@ -145,14 +145,14 @@ def test_an_adapters_card_is_the_same_however_often_it_was_killed(tmp_path):
     assert digest == files.hash_json(record_of(tmp_path)), "and the record is a function too"
 
 
-def test_it_says_how_the_checkpoint_that_came_out_did_on_held_out_windows(tmp_path, kind):
+def test_card_shows_the_held_out_error_of_the_best_checkpoint(tmp_path, kind):
     history = [{"step": 50, "speed_mae_mps": 3.0}, {"step": 100, "speed_mae_mps": 1.25}]
     text = card(record_of(tmp_path, kind=kind), FIGURES | {"heldout": history}, kind)
     assert "| speed error on held-out windows, m/s | 1.250 after step 100 |" in text
     assert "held-out windows, m/s" not in card(record_of(tmp_path, kind=kind), FIGURES, kind)
 
 
-def test_a_merged_models_card_has_times_memory_and_score(tmp_path):
+def test_merged_models_card_has_times_memory_and_score(tmp_path):
     text = card(record_of(tmp_path, kind="merged"), FIGURES, "merged", SCORE)
     for words in (LEARNED | MEASURED).values():
         assert f"| {words} |" in text
@@ -163,23 +163,23 @@ def test_a_merged_models_card_has_times_memory_and_score(tmp_path):
     assert "## Score" not in bare and "loss, first steps" not in bare
 
 
-def test_the_prompt_is_told_with_its_placeholders_counted(tmp_path, kind):
-    talk = training_set.conversation()
+def test_card_shows_the_prompt_with_placeholders_counted(tmp_path, kind):
+    conversation = training_set.conversation()
     record = record_of(tmp_path, kind=kind)
-    assert record["prompt_tokens"] == len(talk.prompt())
+    assert record["prompt_tokens"] == len(conversation.prompt())
     # 2 temporal patches of 2 × 3 tokens.
     assert record["prompt"].count("<|video_pad|>×6") == 2
-    assert record["prompt"].replace("<|video_pad|>×6", "<|video_pad|>" * 6) == talk.text
+    assert record["prompt"].replace("<|video_pad|>×6", "<|video_pad|>" * 6) == conversation.text
     text = card(record, kind=kind)
     assert record["prompt"] in text and f"{record['prompt_tokens']:,} tokens" in text
     assert "before 5.10" in text.lower() and "vLLM follows the transformers version" in text
 
 
-def test_counting_leaves_single_tokens_and_other_words_alone():
+def test_only_repeated_placeholders_are_shortened():
     assert adapter.shortened("a<x>b<x><x><x>c<x>", "<x>") == "a<x>b<x>×3c<x>"
 
 
-def test_every_block_is_what_it_says(tmp_path, kind):
+def test_code_blocks_are_valid_python_and_json(tmp_path, kind):
     text = card(record_of(tmp_path, kind=kind), FIGURES, kind, SCORE)
     blocks = re.findall(r"```(\w*)\n(.*?)\n```", text, re.DOTALL)
     languages = [language for language, _ in blocks]
@@ -189,15 +189,15 @@ def test_every_block_is_what_it_says(tmp_path, kind):
         if language == "python":
             compile(content, "card", "exec")
         if language == "json":
-            asked = json.loads(content)
-            (message,) = asked["messages"]
+            request = json.loads(content)
+            (message,) = request["messages"]
             assert [part["type"] for part in message["content"]] == ["video_url", "text"]
-            assert asked["media_io_kwargs"]["video"] == {"fps": 10.0, "num_frames": -1}
-            assert asked["temperature"] == 0
-            assert not any(asked["mm_processor_kwargs"].values())
+            assert request["media_io_kwargs"]["video"] == {"fps": 10.0, "num_frames": -1}
+            assert request["temperature"] == 0
+            assert not any(request["mm_processor_kwargs"].values())
 
 
-def test_the_snippet_loads_the_base_as_it_was_trained(tmp_path):
+def test_snippet_loads_the_base_as_in_training(tmp_path):
     record = record_of(tmp_path)
     text = card(record)
     assert 'base = "owner/base-bnb-4bit"' in text and "dtype=torch.bfloat16" in text
@@ -212,14 +212,14 @@ def test_the_snippet_loads_the_base_as_it_was_trained(tmp_path):
     assert files.read_json(files.resolve(names["base"]) / "config.json")["model_type"] == "qwen3_vl"
 
 
-def test_commands_take_the_folder_and_room_for_the_rank(tmp_path):
-    for rank, room in ((64, 64), (12, 16), (100, 128), (512, 512)):
+def test_serving_commands_name_the_folder_and_a_sufficient_lora_rank(tmp_path):
+    for rank, max_rank in ((64, 64), (12, 16), (100, 128), (512, 512)):
         record = record_of(tmp_path, model={"lora_rank": rank, "max_seq_length": 4096})
         (serve,) = commands(record, folder="/run/my adapter")["vllm"]
         words = shlex.split(serve)
         assert words[:3] == ["vllm", "serve", "owner/base-bnb-4bit"]
         assert words[words.index("--lora-modules") + 1] == "avomni=/run/my adapter"
-        assert words[words.index("--max-lora-rank") + 1] == str(room)
+        assert words[words.index("--max-lora-rank") + 1] == str(max_rank)
         assert words[words.index("--max-model-len") + 1] == "4096"
     (convert,) = commands(record, folder="/x")["llama.cpp"]
     assert shlex.split(convert)[:4] == ["python", "convert_lora_to_gguf.py", "/x", "--base"]

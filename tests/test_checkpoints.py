@@ -22,7 +22,7 @@ def names(checkpoints):
     return [path.name for path in checkpoints.all()]
 
 
-def test_the_newest_two_are_kept_in_the_order_of_their_steps(checkpoints):
+def test_newest_two_checkpoints_are_kept_in_step_order(checkpoints):
     for step in (5, 90, 100):
         written(checkpoints, step)
         assert step_of(checkpoints.adopt(step)) == step
@@ -30,7 +30,7 @@ def test_the_newest_two_are_kept_in_the_order_of_their_steps(checkpoints):
     assert checkpoints.last().name == "checkpoint-100"
 
 
-def test_as_many_are_kept_as_are_asked_for(tmp_path):
+def test_number_of_kept_checkpoints_is_configurable(tmp_path):
     checkpoints = Checkpoints(tmp_path / "abc", {"seed": 1}, kept=3)
     for step in (5, 90, 100, 110):
         written(checkpoints, step)
@@ -38,13 +38,13 @@ def test_as_many_are_kept_as_are_asked_for(tmp_path):
     assert names(checkpoints) == ["checkpoint-90", "checkpoint-100", "checkpoint-110"]
 
 
-def test_what_was_not_adopted_is_swept_when_the_training_is_opened_again(checkpoints):
+def test_partial_checkpoints_are_removed_on_reopening(checkpoints):
     written(checkpoints, 5)
     again = Checkpoints(checkpoints.folder, {"seed": 1})
     assert again.last() is None and not again.partial.exists()
 
 
-def test_a_checkpoint_written_again_replaces_its_elder(checkpoints):
+def test_rewritten_checkpoint_replaces_the_old_one(checkpoints):
     for content in (b"old", b"new"):
         written(checkpoints, 5, content)
         checkpoints.adopt(5)
@@ -53,7 +53,7 @@ def test_a_checkpoint_written_again_replaces_its_elder(checkpoints):
     assert not [path for path in checkpoints.folder.iterdir() if path.name.startswith(".")]
 
 
-def test_a_folder_that_cannot_be_flushed_is_not_believed(checkpoints, monkeypatch):
+def test_checkpoint_that_cannot_be_flushed_is_not_adopted(checkpoints, monkeypatch):
     written(checkpoints, 5)
 
     def full(_):
@@ -65,7 +65,7 @@ def test_a_folder_that_cannot_be_flushed_is_not_believed(checkpoints, monkeypatc
     assert checkpoints.last() is None
 
 
-def test_metrics_are_those_of_the_checkpoint(checkpoints):
+def test_resume_drops_metrics_after_the_checkpoint(checkpoints):
     metrics = checkpoints.metrics
     assert metrics.read() == []
     for step in range(1, 4):
@@ -75,7 +75,9 @@ def test_metrics_are_those_of_the_checkpoint(checkpoints):
     for step in (4, 5):
         metrics.add({"step": step, "loss": 1 / step})
     with open(metrics.path, "ab") as file:
-        file.write(b'"a word"\n\xff\xfe\n{"step": 6, "lo')  # damaged, and killed while writing
+        file.write(
+            b'"a word"\n\xff\xfe\n{"step": 6, "lo'
+        )  # damaged lines, and one cut off by a kill
     assert [line["step"] for line in metrics.read()] == [1, 2, 3, 4, 5]
     checkpoints.resume()
     metrics.add({"step": 4, "loss": 9.0})

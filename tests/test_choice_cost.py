@@ -1,4 +1,4 @@
-"""What a choice costs: the same figures as the plan of a whole run with that choice."""
+"""The cost of a tiling choice equals the figures of the plan of a run with that choice."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ def footage(p):
     return Footage.of(p, 100, None)
 
 
-def of(p, **changes):
+def choice_of(p, **changes):
     return dataclasses.replace(TilingChoice.of(p), **changes)
 
 
@@ -34,14 +34,14 @@ def of(p, **changes):
     ],
     ids=str,
 )
-def test_figures_are_those_of_the_plan_of_such_a_run(changes):
-    choice = of(REAL, **changes)
-    laid, costed = choice.laid_over(REAL), cost(REAL, choice, footage(REAL)).figures
-    plan = estimate.plan_run(laid).figures
-    tokens = estimate.tokens_per_sample(laid)
+def test_cost_equals_the_plan_of_a_run_with_the_choice(changes):
+    choice = choice_of(REAL, **changes)
+    changed, costed = choice.laid_over(REAL), cost(REAL, choice, footage(REAL)).figures
+    plan = estimate.plan_run(changed).figures
+    tokens = estimate.tokens_per_sample(changed)
     assert (costed["vision_tokens"], costed["tokens"]) == (tokens.vision, tokens.total)
-    own = footage(REAL)
-    storages = forecast.storages(laid, own.num_clips, own.seconds, own.video, "pyav")
+    clips = footage(REAL)
+    storages = forecast.storages(changed, clips.num_clips, clips.seconds, clips.video, "pyav")
     by_storage = storages[REAL.processing.storage]
     assert costed["cache_gb"] == pytest.approx(by_storage["cache_bytes"] / 1e9)
     workers = costed["etl_seconds"]
@@ -49,44 +49,53 @@ def test_figures_are_those_of_the_plan_of_such_a_run(changes):
         round(by_storage["cpu_seconds"] / workers)
     )
     hours = plan["optimizer_steps"] * costed["step_seconds"] / 3600
-    assert hours == pytest.approx(plan["train_hours"], abs=0.0005)  # it has three digits
+    assert hours == pytest.approx(
+        plan["train_hours"], abs=0.0005
+    )  # the plan rounds to three digits
 
 
-def test_an_own_list_costs_by_its_cameras_and_cells():
+def test_custom_grid_cost_scales_with_cameras_and_cells():
     four = [camera.name for camera in cameras.grid("4-cam").cameras]
-    known, own = of(REAL), of(REAL, grid=grid_of(four))
-    costed, right = cost(REAL, own, footage(REAL)), cost(REAL, known, footage(REAL))
+    known, custom = choice_of(REAL), choice_of(REAL, grid=grid_of(four))
+    costed, expected = cost(REAL, custom, footage(REAL)), cost(REAL, known, footage(REAL))
     for name in ("vision_tokens", "sample_mb", "cache_gb", "etl_seconds"):
-        assert costed.figures[name] == pytest.approx(right.figures[name])
-    two = cost(REAL, of(REAL, grid=grid_of(four[:2])), footage(REAL)).figures
+        assert costed.figures[name] == pytest.approx(expected.figures[name])
+    two = cost(REAL, choice_of(REAL, grid=grid_of(four[:2])), footage(REAL)).figures
     for name in ("vision_tokens", "sample_mb"):
-        assert 2 * two[name] == right.figures[name]
+        assert 2 * two[name] == expected.figures[name]
     for name in ("cache_gb", "etl_seconds"):
-        assert 2 * two[name] == pytest.approx(right.figures[name], rel=0.01)
+        assert 2 * two[name] == pytest.approx(expected.figures[name], rel=0.01)
 
 
-def test_what_05_would_refuse_is_said():
-    long = cost(REAL, of(REAL, grid=cameras.grid("7-cam"), tile=(1920, 1088)), footage(REAL))
-    assert "too long: 05_train would refuse it" in long.warnings[0]
-    assert "(too long: 05_train would refuse it)" in in_short(long)
-    odd = cost(REAL, of(REAL, tile=(100, 60)), footage(REAL))
-    assert "05_train would refuse it" in odd.warnings[0] and "does not divide" in odd.warnings[0]
-    assert "vision_tokens" not in odd.figures and "does not divide" in in_short(odd)
+def test_cost_warns_of_choices_that_training_would_refuse():
+    too_long = cost(
+        REAL, choice_of(REAL, grid=cameras.grid("7-cam"), tile=(1920, 1088)), footage(REAL)
+    )
+    assert "too long: 05_train would refuse it" in too_long.warnings[0]
+    assert "(too long: 05_train would refuse it)" in in_short(too_long)
+    not_divisible = cost(REAL, choice_of(REAL, tile=(100, 60)), footage(REAL))
+    assert (
+        "05_train would refuse it" in not_divisible.warnings[0]
+        and "does not divide" in not_divisible.warnings[0]
+    )
+    assert "vision_tokens" not in not_divisible.figures and "does not divide" in in_short(
+        not_divisible
+    )
 
 
-def test_seconds_a_step_are_timed_where_05_has_timed_some(tmp_path):
+def test_step_time_is_scaled_from_the_training_probe(tmp_path):
     run = DEMO.run.model_copy(update={"outputs_dir": str(tmp_path)})
     p = DEMO.model_copy(update={"run": run})
-    label, value, note = cost(p, of(p), footage(p)).rows[-1]
+    label, value, note = cost(p, choice_of(p), footage(p)).rows[-1]
     assert (label, value) == ("a step", "not known") and "05_train" in note
     files.write_json(p.checkpoints_dir / "params.json", json.loads(json.dumps(p.values())))
     files.write_json(
         p.checkpoints_dir / "probe.json", {"key": "", "value": {"seconds_per_step": 0.5}}
     )
-    assert cost(p, of(p), footage(p)).figures["step_seconds"] == pytest.approx(0.5)
-    wider = cost(p, of(p, tile=(96, 64)), footage(p)).figures["step_seconds"]
+    assert cost(p, choice_of(p), footage(p)).figures["step_seconds"] == pytest.approx(0.5)
+    wider = cost(p, choice_of(p, tile=(96, 64)), footage(p)).figures["step_seconds"]
     assert 1.0 < wider < 4.0, "four times the vision tokens beside the same text"
     other = p.model_copy(update={"training": p.training.model_copy(update={"batch_size": 4})})
-    assert "step_seconds" not in cost(other, of(other), footage(other)).figures
-    costed = cost(REAL, of(REAL), footage(REAL)).rows[-1]
+    assert "step_seconds" not in cost(other, choice_of(other), footage(other)).figures
+    costed = cost(REAL, choice_of(REAL), footage(REAL)).rows[-1]
     assert "estimated on an MI300X" in costed[2]

@@ -1,4 +1,4 @@
-"""Which tokens may come next: never what the pattern forbids, the end only where it is whole."""
+"""Constrained decoding: only tokens that fit the pattern, and the end only after a full match."""
 
 import re
 import subprocess
@@ -46,13 +46,13 @@ def allowed_after(constraint: Constraint, generated: list[int]) -> list[int]:
 
 
 def walk(pattern: str, choose: Callable[[list[int]], int], most: int = 800) -> tuple[str, bool]:
-    """A text chosen token by token among those allowed, and whether it is whole."""
+    """Build a text from allowed tokens; return it and whether it is complete."""
     constraint, generated = Constraint(WORDS, END, [pattern]), []
     while len(generated) < most:
         allowed, text = allowed_after(constraint, generated), WORDS.decode(generated)
         assert allowed, f"nothing may follow {text!r}"
         assert not SPECIAL - {END} & set(allowed)
-        if "\ufffd" not in text:  # else it ends in the middle of a letter
+        if "\ufffd" not in text:  # otherwise it ends inside a multi-byte character
             assert (END in allowed) == bool(re.fullmatch(pattern, text, re.ASCII))
         generated.append(choose(allowed))
         if generated[-1] == END:
@@ -63,39 +63,43 @@ def walk(pattern: str, choose: Callable[[list[int]], int], most: int = 800) -> t
 @pytest.mark.parametrize("pattern", PATTERNS)
 @given(choice=st.data())
 @settings(max_examples=20)
-def test_whatever_is_chosen_has_the_form_when_it_ends(pattern, choice):
-    text, whole = walk(pattern, lambda allowed: choice.draw(st.sampled_from(allowed)))
-    assert whole and re.fullmatch(pattern, text, re.ASCII)
+def test_every_complete_text_matches_the_pattern(pattern, choice):
+    text, complete = walk(pattern, lambda allowed: choice.draw(st.sampled_from(allowed)))
+    assert complete and re.fullmatch(pattern, text, re.ASCII)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(seed=st.integers(0, 9999))
 @settings(max_examples=8)
-def test_a_whole_answer_is_read_back_by_its_target_to_the_letter(name, seed):
+def test_complete_answers_can_be_parsed_by_the_target(name, seed):
     draws = torch.Generator().manual_seed(seed)
 
     def choose(allowed: list[int]) -> int:
         return allowed[int(torch.randint(len(allowed), (), generator=draws))]
 
-    text, whole = walk(TARGETS[name].pattern, choose)
-    assert whole and TARGETS[name].parse(text) is not None
-    # It may also be written in the very tokens that it would be learned in.
+    text, complete = walk(TARGETS[name].pattern, choose)
+    assert complete and TARGETS[name].parse(text) is not None
+    # The tokens of the training sample are allowed too.
     constraint, tokens = Constraint(WORDS, END, [TARGETS[name].pattern]), ids_of(text)
     for place, token in enumerate([*tokens, END]):
         assert token in allowed_after(constraint, tokens[:place])
 
 
-def test_where_no_letter_is_left_open_the_trained_token_is_the_only_one():
+def test_fixed_text_allows_only_the_tokens_of_training():
     constraint, tokens = Constraint(WORDS, END, [TARGETS["summary_v1"].pattern]), ids_of(ANSWER)
     allowed = [allowed_after(constraint, tokens[:place]) for place in range(len(tokens))]
-    left_open = [token for token, may in zip(tokens, allowed, strict=True) if may != [token]]
-    assert WORDS.decode(left_open) == "5.2342.1542.1", "the numbers alone"
+    free_tokens = [
+        token
+        for token, tokens_allowed in zip(tokens, allowed, strict=True)
+        if tokens_allowed != [token]
+    ]
+    assert WORDS.decode(free_tokens) == "5.2342.1542.1", "the numbers alone"
     assert allowed[0] == [THINK], "not its letters one by one"
     assert allowed_after(constraint, tokens) == [END]
     assert allowed_after(constraint, [*tokens, END]) == [END], "what follows is padding"
 
 
-def test_each_row_goes_its_own_way():
+def test_rows_of_a_batch_follow_their_own_patterns():
     rows = [r"a+", r"(?:stop|hold)\.", r"\d\d"]
     constraint = Constraint(WORDS, END, rows)
     generated = [ids_of(text) for text in ("aaa", "stop.", "42")]
@@ -112,32 +116,32 @@ def test_each_row_goes_its_own_way():
                 assert may[row].nonzero()[:, 0].tolist() == [END]
 
 
-def test_scores_stay_what_they_are_and_padding_of_the_vocabulary_is_never_chosen():
+def test_allowed_scores_are_unchanged_and_vocabulary_padding_is_masked():
     width = len(WORDS) + 37
     scores = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
     out = Constraint(WORDS, END, [r"\d+"])(torch.tensor([[PAD]]), scores.clone())
-    kept = torch.isfinite(out[0])
-    assert torch.equal(out[0, kept], scores[0, kept])
-    assert {WORDS.decode([number]) for number in kept.nonzero()[:, 0]} == set("0123456789")
-    # A vocabulary that is narrower than the tokenizer's.
+    allowed = torch.isfinite(out[0])
+    assert torch.equal(out[0, allowed], scores[0, allowed])
+    assert {WORDS.decode([number]) for number in allowed.nonzero()[:, 0]} == set("0123456789")
+    # Scores narrower than the tokenizer's vocabulary.
     narrow = Constraint(WORDS, END, [r"\d+"])(torch.tensor([[PAD]]), scores[:, :100].clone())
     assert torch.equal(narrow, out[:, :100])
 
 
-def test_digits_of_other_scripts_are_none():
+def test_digits_of_other_scripts_are_not_allowed():
     constraint = Constraint(WORDS, END, [r"\d+"])
     first = ids_of("٣")[0]
     assert first not in allowed_after(constraint, [])
 
 
 @pytest.mark.parametrize("pattern", ["a(?=b)", "(a", "<think>a|b", "(?:<think>a|b)"])
-def test_a_pattern_that_cannot_be_held_to_is_refused(pattern):
+def test_unsupported_pattern_is_refused(pattern):
     with pytest.raises(AvomniError, match="does not take the target's pattern") as caught:
         Constraint(WORDS, END, [pattern])
     assert "evaluation.constrained: false" in str(caught.value)
 
 
-def test_a_tokenizer_without_bytes_is_refused():
+def test_tokenizer_without_byte_tokens_is_refused():
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"漢": 0, "?": 1}, unk_token="?"))
     )
@@ -145,7 +149,7 @@ def test_a_tokenizer_without_bytes_is_refused():
         Constraint(words, 1, ["a"])
 
 
-def test_without_the_library_it_is_named_with_the_way_out(monkeypatch):
+def test_missing_llguidance_is_reported_with_a_remedy(monkeypatch):
     constrained._matcher.cache_clear()
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(AvomniError, match="need llguidance") as caught:
@@ -153,7 +157,7 @@ def test_without_the_library_it_is_named_with_the_way_out(monkeypatch):
     assert "pip install" in str(caught.value) and "constrained: false" in str(caught.value)
 
 
-def test_nothing_heavy_is_loaded_before_it_is_used():
+def test_import_loads_no_heavy_library():
     code = (
         "import sys; from avomni_lib.training.model import constrained, generate; "
         "from avomni_lib.training.prompt import views; "

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipes work: their code blocks are read out of the page and used."""
+"""The recipes of CONTRIBUTING.md work: their code blocks are taken from the page and run."""
 
 import importlib.util
 import re
@@ -56,7 +56,7 @@ def choices_of(field: str) -> tuple[str, ...]:
     return Params.model_fields[section].annotation.model_fields[key].annotation.__args__
 
 
-def test_a_target_is_added_by_its_recipe(tmp_path, monkeypatch):
+def test_target_recipe_works(tmp_path, monkeypatch):
     short = written("Add a target", tmp_path, monkeypatch).SHORT_V1
     monkeypatch.setitem(targets.TARGETS, short.name, short)
     entries = re.findall(r'`(PARTS|PRIMARY)\["short_v1"\] = ([^`]+)`', recipe("Add a target"))
@@ -64,23 +64,23 @@ def test_a_target_is_added_by_its_recipe(tmp_path, monkeypatch):
     for name, value in entries:
         monkeypatch.setitem(getattr(scores, name), short.name, eval(value))
     asked, _ = drives(3)
-    right = [short.render(each.truth) for each in asked]
+    correct = [short.render(row.truth) for row in asked]
     wrong = [short.write(targets.Content(1.0, 1.5, 1.5))] * len(asked)
-    assert all(re.fullmatch(short.pattern, text) for text in right)
+    assert all(re.fullmatch(short.pattern, text) for text in correct)
     assert short.read("a speed of nothing") is None
-    figures = metrics.figures(table(short, asked, {"mean": wrong, "base": right}))
+    figures = metrics.figures(table(short, asked, {"mean": wrong, "base": correct}))
     errors = figures["speed_mae_mps"]
     assert errors["base"] < 0.051 < errors["mean"]
 
 
-def test_every_target_is_where_the_recipe_says():
+def test_every_target_is_registered_and_documented():
     assert set(targets.TARGETS) == set(sections.TARGETS)
     assert set(targets.TARGETS) == set(scores.PARTS) == set(scores.PRIMARY)
     page = (files.PROJECT_ROOT / "docs/evaluation.md").read_text()
     assert set(targets.TARGETS) == set(re.findall(r"^\| `(\w+_v\d)` \|", page, re.MULTILINE))
 
 
-def test_every_backbone_is_where_the_recipe_says():
+def test_every_backbone_has_all_members():
     text = recipe("Add a backbone")
     members = {*backbones.Backbone.__annotations__, *vars(backbones.Backbone)}
     for name in sections.BACKBONES:
@@ -93,7 +93,7 @@ def test_every_backbone_is_where_the_recipe_says():
 
 @pytest.fixture
 def grey(tmp_path, monkeypatch):
-    """The recipe's made-up family, as if its file lay in the folder of backbones."""
+    """The recipe's example family, installed as if its file were in the backbones folder."""
     module = written("Add a backbone", tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, f"{backbones.__name__}.grey", module)
     monkeypatch.setattr(sections, "BACKBONES", (*sections.BACKBONES, "grey"))
@@ -102,7 +102,7 @@ def grey(tmp_path, monkeypatch):
 
 @pytest.fixture
 def grey_params(tmp_path):
-    """A run with a base model of that family, of which only config.json is there."""
+    """A run with a base model of that family, of which only config.json exists."""
     config = {
         "model_type": "grey",
         "text_config": decoder.qwen2(64, 2, 2, 1, 128, 512),
@@ -113,7 +113,7 @@ def grey_params(tmp_path):
     return Params.from_values({"extends": "params/demo.yaml", "model": model})
 
 
-def test_a_backbone_is_added_by_its_recipe(grey, grey_params):
+def test_backbone_recipe_plans_tokens_and_weights(grey, grey_params):
     p = grey_params
     assert backbones.family("grey") is grey
     tokens, size = tokens_per_sample(p), size_of(p)
@@ -128,10 +128,10 @@ def test_a_backbone_is_added_by_its_recipe(grey, grey_params):
     assert any(name.startswith("memory") for name in rows)
 
 
-def test_a_backbone_of_the_recipe_asks_and_shows(grey, grey_params):
+def test_backbone_recipe_makes_samples_and_pixels(grey, grey_params):
     p, videos = grey_params, videos_of(grey_params, backbones.backbone("grey"))
     words = training_set.make_words()
-    talk = Conversation(
+    conversation = Conversation(
         words,
         backbones.backbone("grey"),
         grid=cameras.grid(p.vision.cameras),
@@ -139,21 +139,21 @@ def test_a_backbone_of_the_recipe_asks_and_shows(grey, grey_params):
         videos=videos,
         max_seq_length=1024,
     )
-    sample = talk.sample("42")
+    sample = conversation.sample("42")
     is_vision = sample.input_ids == words.convert_tokens_to_ids("<|image_pad|>")
     assert is_vision.sum() == tokens_per_sample(p).vision
     assert sample.positions.tolist() == list(range(len(sample)))
     assert sample.labels[-1] == words.convert_tokens_to_ids("<|im_end|>")
-    frames = np.zeros((2, *talk.frame_shape), np.uint8)
+    frames = np.zeros((2, *conversation.frame_shape), np.uint8)
     frames[1, 0, :16, 16:32] = 255  # the second square of the second window
-    pixels = talk.inputs(torch.from_numpy(frames))["pixel_values"]
+    pixels = conversation.inputs(torch.from_numpy(frames))["pixel_values"]
     assert pixels.shape == (2 * is_vision.sum(), 256)
     assert pixels.sum(1).nonzero().flatten().tolist() == [is_vision.sum() + 1]
     with pytest.raises(AvomniError, match="do not divide into squares of 16 px"):
-        talk.backbone.check(Video((0.0,), 24, 32))
+        conversation.backbone.check(Video((0.0,), 24, 32))
 
 
-def test_no_other_module_names_a_family():
+def test_only_backbone_modules_name_a_family():
     for path in (files.PROJECT_ROOT / "avomni_lib").rglob("*.py"):
         if "backbones" in path.parts:
             continue
@@ -162,7 +162,7 @@ def test_no_other_module_names_a_family():
         assert not found, f"{path} names {found}"
 
 
-def test_a_source_is_added_by_its_recipe(tmp_path, monkeypatch):
+def test_source_recipe_packs_a_clip(tmp_path, monkeypatch):
     module = written("Add a source of clips", tmp_path, monkeypatch)
     names = [camera.name for camera in cameras.grid("4-cam").cameras]
     drive = tmp_path / "recordings" / "drive 1"
@@ -176,10 +176,10 @@ def test_a_source_is_added_by_its_recipe(tmp_path, monkeypatch):
     assert len(packed.clips) == 1 and (packed.folder / "clip_index.parquet").exists()
 
 
-def test_there_is_a_recipe_for_each():
+def test_contributing_has_three_recipes():
     assert RECIPES == ["Add a target", "Add a backbone", "Add a source of clips"]
 
 
-def test_what_the_recipes_name_in_code_is_there():
+def test_names_in_the_recipes_exist():
     for name, path in re.findall(r"`(\w+)` (?:in|of)\s+`(avomni_lib/[\w./]+\.py)`", PAGE):
         assert re.search(rf"\b{name}\b", (files.PROJECT_ROOT / path).read_text()), (name, path)

@@ -1,7 +1,7 @@
 """The doctor's lines, its refusal, its choice of an optimizer, and its command.
 
-What a machine brings is read as it is, and from stand-ins for what is not here. The table of
-platforms agrees with the constraints files, the Makefile and pyproject.toml.
+The real machine is read where possible; other hardware is simulated. The table of platforms agrees
+with the constraints files, the Makefile and pyproject.toml.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ OLD, NEW = "6.4.43484-123eb5128", "7.2.26015-fc0010cf6a"  # ROCm's own versions
 
 
 def built(torch: str, *triton: str, **more) -> Installed:
-    """What a machine reports that was set up by the Makefile."""
+    """What a machine reports after set-up with the Makefile."""
     tritons = (Triton(*triton, True),) if triton else ()
     return Installed(torch, tritons=tritons, **{"torch_wheel": torch} | more)
 
@@ -84,15 +84,15 @@ def demo() -> Params:
 
 
 @pytest.fixture
-def on_a_card(monkeypatch):
-    """The rule as it is with a card; what is proved is proved on the CPU."""
+def gpu_rule(monkeypatch):
+    """The rule for a machine with a GPU; the probes still run on the CPU."""
     rule = lambda wanted, _: Choice(wanted, "asked for by training.optimizer")  # noqa: E731
     monkeypatch.setattr(hardware, "optimizer", rule)
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A folder of packages before all others."""
+    """A folder of packages that comes first on sys.path."""
     folder = tmp_path / "site-packages"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -108,11 +108,11 @@ def install(folder: Path, name: str, version: str, sizes: dict[str, int]) -> Non
     (about / "RECORD").write_text("\n".join(record))
 
 
-def judged(found: Installed) -> dict[str, DoctorFinding]:
+def findings_by_name(found: Installed) -> dict[str, DoctorFinding]:
     return {finding.name: finding for finding in machine.fit(found)}
 
 
-def test_nothing_is_wrong_here_with_a_run_or_without(demo):
+def test_doctor_finds_nothing_wrong_on_this_machine(demo):
     report = doctor.examine(demo)
     assert report.wrong == []
     names = [finding.name for finding in report.findings if finding.name != "device memory"]
@@ -121,7 +121,7 @@ def test_nothing_is_wrong_here_with_a_run_or_without(demo):
     assert doctor.examine().wrong == []
 
 
-def test_the_command_ends_with_0_or_with_1_where_something_is_wrong(capsys):
+def test_doctor_command_exits_1_only_if_something_is_wrong(capsys):
     assert main(["doctor", "--set", "dataset.source=world", "--set", "model.base_model=tiny"]) == 0
     printed = capsys.readouterr()
     assert "4-bit linear" in printed.out and printed.err == ""
@@ -134,8 +134,8 @@ def test_the_command_ends_with_0_or_with_1_where_something_is_wrong(capsys):
     assert set(made["findings"][0]) == {"name", "state", "found", "why", "fix"}
 
 
-def test_an_mi300x_with_nvidias_triton_and_an_old_bitsandbytes_is_refused(demo, monkeypatch):
-    """From its versions alone, with every wrong line and what to do in one message."""
+def test_mi300x_with_nvidia_triton_and_old_bitsandbytes_is_refused(demo, monkeypatch):
+    """From the versions alone; one message has every wrong line and its fix."""
     monkeypatch.setattr(machine, "installed", lambda: NVIDIAS)
     report = doctor.examine(demo)
     assert [finding.name for finding in report.wrong] == ["bitsandbytes", "triton"]
@@ -152,7 +152,7 @@ def test_an_mi300x_with_nvidias_triton_and_an_old_bitsandbytes_is_refused(demo, 
     assert index in triton.fix
 
 
-def test_a_training_asks_only_for_what_it_relies_on(demo, monkeypatch):
+def test_training_checks_only_what_it_uses(demo, monkeypatch):
     names = [finding.name for finding in doctor.check(demo, ON_CPU)]
     assert names == [
         "attention, vision tower",
@@ -180,14 +180,14 @@ def test_a_training_asks_only_for_what_it_relies_on(demo, monkeypatch):
         doctor.check(demo, ON_CPU | plain)
 
 
-def test_a_cpu_has_the_optimizer_that_pages_nothing_and_proves_it():
+def test_cpu_uses_the_unpaged_optimizer_after_a_probe():
     choice = doctor.optimizer("paged_adamw_8bit", "cpu")
     assert choice.value == hardware.optimizer("paged_adamw_8bit", "cpu").value == "adamw_8bit"
     assert "there is no GPU" in choice.reason and "steps of it here are AdamW's" in choice.reason
 
 
-def test_the_next_optimizer_is_taken_where_pages_fail_or_8_bits_do_not_move(on_a_card, monkeypatch):
-    right = bitsandbytes.optim.AdamW
+def test_failing_optimizers_fall_back_to_the_next_one(gpu_rule, monkeypatch):
+    original = bitsandbytes.optim.AdamW
     for name in probes.OPTIMIZERS:
         choice = doctor.optimizer(name, "cpu")
         assert choice.value == name
@@ -196,20 +196,20 @@ def test_the_next_optimizer_is_taken_where_pages_fail_or_8_bits_do_not_move(on_a
     def without_pages(*arguments, is_paged=False, **named):
         if is_paged:
             raise RuntimeError("hipErrorNotSupported: managed memory")
-        return right(*arguments, **named)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(bitsandbytes.optim, "AdamW", without_pages)
     choice = doctor.optimizer("paged_adamw_8bit", "cpu")
     assert choice.value == "adamw_8bit"
     why = "paged_adamw_8bit does not work here (fails: hipErrorNotSupported: managed memory)"
     assert why in choice.reason
-    still = lambda *_, **__: None  # noqa: E731
-    monkeypatch.setattr(bitsandbytes.functional, "optimizer_update_8bit_blockwise", still)
+    no_update = lambda *_, **__: None  # noqa: E731
+    monkeypatch.setattr(bitsandbytes.functional, "optimizer_update_8bit_blockwise", no_update)
     choice = doctor.optimizer("paged_adamw_8bit", "cpu")
     assert choice.value == "adamw_torch" and choice.reason.count("does not work here") == 2
 
 
-def test_the_library_that_bitsandbytes_loaded_is_named(monkeypatch):
+def test_bitsandbytes_native_library_is_checked(monkeypatch):
     line = doctor.native_library(machine.installed(), "cpu")
     assert line.state == "ok" and line.found.startswith("libbitsandbytes_cpu.so")
     found = dataclasses.replace(machine.installed(), hip="9.9.1")
@@ -224,7 +224,7 @@ def test_the_library_that_bitsandbytes_loaded_is_named(monkeypatch):
     assert doctor.native_library(none, "cpu").state == "wrong"
 
 
-def test_what_is_installed_here_is_found():
+def test_installed_versions_are_read():
     import torch
 
     found = machine.installed()
@@ -235,7 +235,7 @@ def test_what_is_installed_here_is_found():
 
 
 @pytest.mark.parametrize("on_top", ["triton", "pytorch-triton-rocm"])
-def test_tritons_owner_is_whose_library_lies_there(site, on_top: str):
+def test_triton_owner_is_the_package_whose_library_is_installed(site, on_top: str):
     assert machine.tritons() == ()
     sizes = {"triton": 30, "pytorch-triton-rocm": 40}
     for name, size in sizes.items():
@@ -248,7 +248,7 @@ def test_tritons_owner_is_whose_library_lies_there(site, on_top: str):
     assert found["pytorch-triton-rocm"].is_for_rocm and not found["triton"].is_for_rocm
 
 
-def test_a_torch_that_the_images_own_python_brings_is_not_overlooked(monkeypatch, tmp_path):
+def test_torch_of_the_images_system_python_is_noted(monkeypatch, tmp_path):
     packages = tmp_path / "lib" / "python{}.{}".format(*sys.version_info) / "dist-packages"
     install(packages, "torch", "2.9.1+rocm7.0.0.lw.git1234", {})
     with monkeypatch.context() as moved:
@@ -276,18 +276,18 @@ def test_a_torch_that_the_images_own_python_brings_is_not_overlooked(monkeypatch
         ("cpu", ["NVIDIA"], "note", "make cuda"),
     ],
 )
-def test_a_card_that_torch_does_not_see_is_named(tmp_path, monkeypatch, found, there, state, word):
+def test_gpu_that_torch_does_not_see_is_reported(tmp_path, monkeypatch, found, there, state, word):
     nodes = {vendor: tmp_path / vendor for vendor in machine.CARD_NODES}
     for vendor in there:
         nodes[vendor].touch()
     monkeypatch.setattr(machine, "CARD_NODES", nodes)
-    big = "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"
-    line = machine.accelerator(CPU, AS_SET_UP[found], big, 1)
+    base_model = "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"
+    line = machine.accelerator(CPU, AS_SET_UP[found], base_model, 1)
     assert line.state == state and word in line.fix
     assert there or machine.accelerator(CPU, AS_SET_UP[found], "tiny", 1).state == "ok"
 
 
-def test_more_processes_than_cards_are_wrong(monkeypatch):
+def test_more_processes_than_gpus_are_wrong(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -307,7 +307,7 @@ def test_unsloth_is_not_used_on_a_cpu():
     ("code", "state", "word"),
     [("", "ok", "can be imported"), ("raise ImportError('no triton')", "wrong", "no triton")],
 )
-def test_unsloth_is_imported_in_a_process_of_its_own(site, monkeypatch, code, state, word):
+def test_unsloth_is_imported_in_a_subprocess(site, monkeypatch, code, state, word):
     (site / "unsloth.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(site))
     line = machine.unsloth("auto", "cuda:0")
@@ -315,7 +315,7 @@ def test_unsloth_is_imported_in_a_process_of_its_own(site, monkeypatch, code, st
     assert "unsloth" not in sys.modules
 
 
-def test_little_memory_room_and_shared_memory_are_notes(monkeypatch, tmp_path):
+def test_low_memory_disk_and_shared_memory_are_notes(monkeypatch, tmp_path):
     assert [line.name for line in machine.memory("cpu")] == ["host memory"]
     usage = namedtuple("usage", "free")
     for free, shared, state in ((90, 1 << 26, "note"), (200, 1 << 31, "ok")):
@@ -335,15 +335,15 @@ def test_little_memory_room_and_shared_memory_are_notes(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["auto", "pyav", "decord"])
-def test_a_decoder_reads_what_was_written(name: str):
+def test_decoders_read_the_test_video(name: str):
     assert machine.decoder(name).state == "ok"
 
 
-def test_a_decoder_that_shows_something_else_or_nothing_is_wrong(monkeypatch):
-    right = reader.read_frames
+def test_wrong_or_missing_decoder_is_reported(monkeypatch):
+    original = reader.read_frames
 
     def darker(*arguments, **named):
-        frames = right(*arguments, **named)
+        frames = original(*arguments, **named)
         return dataclasses.replace(frames, images=(frames.images * 0.5).astype(np.uint8))
 
     monkeypatch.setattr(reader, "read_frames", darker)
@@ -358,7 +358,7 @@ def test_a_decoder_that_shows_something_else_or_nothing_is_wrong(monkeypatch):
     assert (line.state, line.found) == ("wrong", "decord is not installed")
 
 
-def test_a_token_is_asked_for_where_the_source_asks(monkeypatch, tmp_path):
+def test_hub_token_is_required_only_for_gated_sources(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     line = machine.token("hub", is_gated=True)
     assert line.state == "ok" and "hf_secret" not in repr(line)
@@ -377,7 +377,7 @@ def pinned(row: machine.Platform) -> dict[str, str]:
 
 
 @ROWS
-def test_a_row_fits_its_file_and_its_command(row: machine.Platform):
+def test_platform_row_agrees_with_constraints_and_makefile(row: machine.Platform):
     versions = pinned(row)
     assert row.pinned_torch() == versions["torch"]
     target, *settings = row.command.split()[1:]
@@ -391,10 +391,10 @@ def test_a_row_fits_its_file_and_its_command(row: machine.Platform):
         assert index in (ROOT / f"constraints-{row.name}.txt").read_text()
     found = dataclasses.replace(AS_SET_UP[row.name], bitsandbytes=versions["bitsandbytes"])
     assert found.platform is row
-    assert {line.state for line in judged(found).values()} == {"ok"}
+    assert {line.state for line in findings_by_name(found).values()} == {"ok"}
 
 
-def test_the_table_and_its_ranges_are_those_of_the_files():
+def test_platform_table_agrees_with_constraints_and_pyproject():
     names = {f"constraints-{name}.txt" for name in PLATFORMS}
     assert names == {path.name for path in ROOT.glob("constraints-*.txt")}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -403,16 +403,16 @@ def test_the_table_and_its_ranges_are_those_of_the_files():
         for line in extras["optional-dependencies"]["train"]
     }
     assert ranges["torch"] == [machine.TORCH_FROM, machine.TORCH_BELOW]
-    ours = [machine.BITSANDBYTES_FROM, machine.BITSANDBYTES_BELOW]
-    assert ranges["bitsandbytes"] == ours
+    expected = [machine.BITSANDBYTES_FROM, machine.BITSANDBYTES_BELOW]
+    assert ranges["bitsandbytes"] == expected
 
 
-def test_an_images_own_torch_and_triton_stay_with_a_note():
-    lines = judged(IMAGE)
+def test_image_builds_of_torch_and_triton_are_kept_with_a_note():
+    lines = findings_by_name(IMAGE)
     assert [line.state for line in lines.values()] == ["ok", "note", "ok", "ok"]
     assert "an image's own build" in lines["torch"].found
     replaced = dataclasses.replace(IMAGE, tritons=(Triton("triton", "3.9.0", True),))
-    fix = judged(replaced)["triton"].fix
+    fix = findings_by_name(replaced)["triton"].fix
     assert "triton==3.6.0+rocm7.2.0.gitba5c1517 from where the image took torch" in fix
 
 
@@ -426,7 +426,7 @@ def test_an_images_own_torch_and_triton_stay_with_a_note():
         (built("2.13.0", cuda="12.9"), "PyPI or conda"),
     ],
 )
-def test_a_torchs_origin_is_read_from_its_version(found: Installed, place: str):
+def test_torch_origin_is_read_from_its_version(found: Installed, place: str):
     assert found.origin == place
 
 
@@ -446,17 +446,17 @@ def test_a_torchs_origin_is_read_from_its_version(found: Installed, place: str):
         ({"hip": None, "cuda": "13.0"}, "triton", "wrong"),
     ],
 )
-def test_what_does_not_fit_is_named(changes: dict, line: str, state: str):
-    finding = judged(dataclasses.replace(MI300X, **changes))[line]
+def test_mismatched_version_is_reported(changes: dict, line: str, state: str):
+    finding = findings_by_name(dataclasses.replace(MI300X, **changes))[line]
     assert finding.state == state
     assert state == "ok" or (finding.why and finding.fix)
 
 
-def test_the_nearest_row_is_taken():
+def test_nearest_platform_row_is_chosen():
     for hip, name in (("6.2.1", "rocm6.4"), ("7.0.5", "rocm7.2"), ("8.1.0", "rocm7.2")):
         assert dataclasses.replace(MI300X, hip=hip).platform.name == name
 
 
-def test_the_table_needs_no_torch():
+def test_machine_module_does_not_import_torch():
     code = "import sys, avomni_lib.training.doctor.machine; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""What the cards do and draw: the forms of three programs, and programs that do not work."""
+"""GPU load and power: the output formats of three programs, and programs that fail."""
 
 import json
 import time
@@ -32,7 +32,7 @@ ROCM = {
     "system": {"Driver version": "6.12"},
 }
 NVIDIA = "0, GPU-aa, 53, 412.00, 61\n1, GPU-bb, 7, [N/A], 40\n"
-SAID = {
+OUTPUTS = {
     "amd-smi": json.dumps([AMD, UNKNOWN]),
     "rocm-smi": json.dumps(ROCM),
     "nvidia-smi": NVIDIA,
@@ -43,7 +43,7 @@ LINE = {"gpu_busy_pct": 53.0, "gpu_watts": 412.0, "gpu_celsius": 61.0, "gpu_joul
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """A folder that is all of PATH but the shell's own commands; returns how to put one in."""
+    """Make tmp_path the first folder of PATH; return a function that puts a program there."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     for name in energy.VISIBLE:
         monkeypatch.delenv(name, raising=False)
@@ -56,12 +56,12 @@ def programs(tmp_path, monkeypatch):
     return put
 
 
-def says(text):
+def script_printing(text):
     return f"cat <<'END'\n{text}\nEND"
 
 
 def first_line(sampler):
-    """The first line of metrics in which something stands, of 2 s; empty after 5 s."""
+    """The first non-empty line of metrics of a step of 2 s; empty after 5 s."""
     until = time.monotonic() + 5
     while time.monotonic() < until:
         if line := sampler.taken(2.0):
@@ -71,8 +71,8 @@ def first_line(sampler):
 
 
 @pytest.mark.parametrize("name", energy.PROGRAMS)
-def test_each_programs_form_is_read(programs, name):
-    programs(name, says(SAID[name]))
+def test_output_of_each_program_is_parsed(programs, name):
+    programs(name, script_printing(OUTPUTS[name]))
     readings = energy.ask(name)
     assert readings["0"] == CARD_0
     assert readings["1"].watts is None
@@ -81,28 +81,28 @@ def test_each_programs_form_is_read(programs, name):
     sampler.close()
 
 
-def test_the_newer_form_of_amd_smi_and_a_cards_uuid(programs):
-    programs("amd-smi", says(json.dumps({"gpu_data": [AMD]})))
+def test_newer_amd_smi_output_and_gpu_uuids_are_parsed(programs):
+    programs("amd-smi", script_printing(json.dumps({"gpu_data": [AMD]})))
     assert energy.ask("amd-smi") == {"0": CARD_0}
-    programs("nvidia-smi", says(NVIDIA))
+    programs("nvidia-smi", script_printing(NVIDIA))
     assert energy.ask("nvidia-smi")["GPU-aa"] == CARD_0
 
 
 @pytest.mark.parametrize(
     "script", ["exit 3", "echo rubbish", "echo '[1]'", "echo '{}'", "echo '[]'", "sleep 60 | cat"]
 )
-def test_a_program_that_does_not_work_gives_way_to_the_next(programs, monkeypatch, caplog, script):
+def test_failing_program_falls_back_to_the_next(programs, monkeypatch, caplog, script):
     monkeypatch.setattr(energy, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(energy, "LONGEST_WAIT_S", 0.01)
     programs("amd-smi", script)
-    programs("nvidia-smi", says(NVIDIA))
+    programs("nvidia-smi", script_printing(NVIDIA))
     sampler = Sampler(["0"], every=0.01)
     assert first_line(sampler) == LINE
     sampler.close()
     assert "amd-smi cannot be used" in caplog.text
 
 
-def test_without_a_program_or_on_a_cpu_nothing_is_said(programs):
+def test_no_figures_without_a_program_or_on_a_cpu(programs):
     sampler = Sampler(["0"], every=0.01)
     time.sleep(0.1)
     assert sampler.taken(1.0) == {}
@@ -110,16 +110,16 @@ def test_without_a_program_or_on_a_cpu_nothing_is_said(programs):
     assert energy.figures([{"seconds": 2.0, "samples_per_s": 4.0}]) == {}
 
 
-def test_watts_of_several_cards_are_added(programs):
+def test_watts_of_several_gpus_are_summed(programs):
     second = AMD | {"gpu": 1, "power": {"socket_power": {"value": 100, "unit": "W"}}}
-    programs("amd-smi", says(json.dumps([AMD, second])))
+    programs("amd-smi", script_printing(json.dumps([AMD, second])))
     sampler = Sampler(["0", "1"], every=0.01)
     line = first_line(sampler)
     assert (line["gpu_watts"], line["gpu_busy_pct"]) == (512.0, 53.0)
     sampler.close()
 
 
-def test_the_cards_are_those_that_the_training_sees(monkeypatch):
+def test_gpus_follow_the_visible_devices_variable(monkeypatch):
     for name in energy.VISIBLE:
         monkeypatch.delenv(name, raising=False)
     assert energy.cards_of("cuda:0") == ["0"]
@@ -130,11 +130,11 @@ def test_the_cards_are_those_that_the_training_sees(monkeypatch):
     assert energy.cards_of("cuda:0", 2) == ["5", "GPU-aa"]
 
 
-def test_energy_of_a_run_follows_from_watts_and_seconds():
+def test_energy_is_watts_times_seconds():
     lines = [
         {"seconds": 10.0, "samples_per_s": 2.0, "gpu_watts": 300.0, "gpu_busy_pct": 90.0},
         {"seconds": 30.0, "samples_per_s": 2.0, "gpu_watts": 500.0, "gpu_busy_pct": 50.0},
-        # Before the program's first answer: taken as the mean of the others.
+        # Before the program's first output: counted with the mean of the others.
         {"seconds": 20.0, "samples_per_s": 2.0},
     ]
     assert energy.figures(lines) == {
@@ -146,11 +146,11 @@ def test_energy_of_a_run_follows_from_watts_and_seconds():
 
 
 @pytest.mark.parametrize("script", ["works", "exit 1"])
-def test_a_training_writes_what_the_card_draws_and_none_ends_for_a_program(
+def test_training_logs_power_and_survives_a_failing_program(
     programs, monkeypatch, tmp_path, script
 ):
-    """On a CPU, which is told that it has a card."""
-    programs("rocm-smi", says(SAID["rocm-smi"]) if script == "works" else script)
+    """On a CPU, with a sampler as on a GPU."""
+    programs("rocm-smi", script_printing(OUTPUTS["rocm-smi"]) if script == "works" else script)
     monkeypatch.setattr(worker.Sampler, "of", lambda device, ranks: Sampler(["0"], every=0.01))
     base = training_set.make_base(tmp_path / "base")
     p = training_set.params(tmp_path, base, training={"max_steps": 3})

@@ -1,4 +1,4 @@
-"""Variables that were left in a shell change nothing of what a training process learns."""
+"""Environment variables left in a shell do not change what a training learns."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from avomni_lib.training.fit import trainer
 from avomni_lib.training.model import adapter
 from tests import cached_training
 
-# What Accelerate, transformers, torchrun, MPI and the libraries below torch would read.
+# Read by Accelerate, transformers, torchrun, MPI and the libraries below torch.
 LEFT_IN_A_SHELL = {
     "ACCELERATE_MIXED_PRECISION": "bf16",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7",
@@ -54,9 +54,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_a_training_started_from_such_a_shell_leaves_the_same_bytes(
-    made, expected, tmp_path, monkeypatch
-):
+def test_environment_variables_do_not_change_the_adapter(made, expected, tmp_path, monkeypatch):
     for name, value in LEFT_IN_A_SHELL.items():
         monkeypatch.setenv(name, value)
     home = tmp_path / "home" / "accelerate"
@@ -73,7 +71,9 @@ def test_a_training_started_from_such_a_shell_leaves_the_same_bytes(
     assert "ACCELERATE_MIXED_PRECISION" in (p.checkpoints_dir / "train.log").read_text()
 
 
-def test_two_processes_take_nothing_from_it_either(made, expected, tmp_path, monkeypatch):
+def test_environment_variables_do_not_change_two_process_training(
+    made, expected, tmp_path, monkeypatch
+):
     for name, value in LEFT_IN_A_SHELL.items():
         monkeypatch.setenv(name, value)
     p = cached_training.moved(made, tmp_path, num_processes=2)
@@ -83,18 +83,18 @@ def test_two_processes_take_nothing_from_it_either(made, expected, tmp_path, mon
     assert contents(trained.adapter)[weights] == expected[weights], "a sum of two has no order"
 
 
-def test_a_worker_that_is_started_by_hand_takes_nothing_from_it(made, expected, tmp_path):
+def test_environment_variables_do_not_change_a_manually_started_worker(made, expected, tmp_path):
     p = cached_training.moved(made, tmp_path)
     params = tmp_path / "params.json"
     files.write_json(params, p.values())
-    left = {
+    variables = {
         name: LEFT_IN_A_SHELL[name] for name in LEFT_IN_A_SHELL if name != "TORCHELASTIC_RUN_ID"
     }
     ran = subprocess.run(
         [sys.executable, "-m", "avomni_lib.training.fit.worker", str(params)],
         capture_output=True,
         text=True,
-        env=os.environ | left,
+        env=os.environ | variables,
         cwd=files.PROJECT_ROOT,
     )
     assert ran.returncode == 0, ran.stderr

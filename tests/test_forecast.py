@@ -1,4 +1,4 @@
-"""What 03 tells before it starts: bytes of both storages, minutes, room, what the grid needs."""
+"""The plan of 03_etl: size and time of both storages, disk space, and whether the grid fits."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def params(folder: Path, storage: str = "raw", source: str = "hub", **sections: 
 
 
 def row(plan, name: str) -> tuple[str, str]:
-    (found,) = [(value, note) for each, value, note in plan.rows if each == name]
+    (found,) = [(value, note) for label, value, note in plan.rows if label == name]
     return found
 
 
-def test_the_plan_tells_both_storages_in_gb_and_minutes_and_which_is_chosen(tmp_path):
+def test_plan_compares_both_storages_in_size_and_time(tmp_path):
     plans = {storage: build.plan(params(tmp_path, storage)) for storage in shard.STORAGES}
     for chosen, plan in plans.items():
-        for storage, told in plan.figures["storages"].items():
+        for storage, figures in plan.figures["storages"].items():
             value, note = row(plan, f"cache as {storage}")
             assert {"raw": "5.51 GB, ", "jpeg": "50"}[storage] in value and " min" in value
             assert ("not chosen" in note) == (storage != chosen)
-            assert told["seconds"] == pytest.approx(told["cpu_seconds"] / 2)
+            assert figures["seconds"] == pytest.approx(figures["cpu_seconds"] / 2)
         assert plan.figures["storage"] == chosen
         assert plan.figures["cache_bytes"] == plan.figures["storages"][chosen]["cache_bytes"]
         assert plan.figures["seconds"] == plan.figures["storages"][chosen]["seconds"]
@@ -59,10 +59,10 @@ def made(tmp_path_factory) -> Params:
     return cached_run.make(tmp_path_factory.mktemp("made"), processing={"storage": "jpeg"})
 
 
-def test_what_is_forecast_is_what_lies_on_the_disk(made):
+def test_forecast_is_near_the_built_cache(made):
     planned, report = build.plan(made).figures, memmap.verify(made.cache_dir)
     assert planned["num_frames"] == pytest.approx(report.num_frames, rel=0.1)
-    # Flat pictures with a number drawn in them: less than a street.
+    # Flat pictures with a number in them compress better than streets.
     assert report.num_bytes < planned["cache_bytes"] < 2.5 * report.num_bytes
     frames = memmap.Cache.open(made.cache_dir).shards[0].frames
     raw = planned["storages"]["raw"]["cache_bytes"]
@@ -75,7 +75,7 @@ def test_what_is_forecast_is_what_lies_on_the_disk(made):
     seconds=st.floats(1, 30),
     storage=st.sampled_from(list(shard.STORAGES)),
 )
-def test_the_peak_is_all_shards_and_a_chunks_parts(num_clips, seconds, storage):
+def test_peak_size_is_all_shards_plus_one_chunks_parts(num_clips, seconds, storage):
     p = params(Path("none"), storage)
     one = forecast.clip_bytes(p, seconds, storage, forecast.JPEG_SHARE_MOST)
     peak = forecast.cache_bytes(p, num_clips, seconds)
@@ -83,8 +83,8 @@ def test_the_peak_is_all_shards_and_a_chunks_parts(num_clips, seconds, storage):
     assert one >= forecast.clip_bytes(p, seconds, storage)
 
 
-def test_a_budget_takes_jpeg_at_its_largest(tmp_path):
-    """The noisiest frames that a camera at night gives are still below the share that is taken."""
+def test_jpeg_budget_covers_the_noisiest_frames(tmp_path):
+    """The noisiest frames of a camera at night are still below the assumed share."""
     p = params(tmp_path, "jpeg", processing={"tile_width": 224, "tile_height": 128})
     rng = np.random.default_rng(3)
     frames = rng.normal(60, 8, (4, 256, 448, 1)) + rng.normal(0, 4, (4, 256, 448, 3))
@@ -92,7 +92,7 @@ def test_a_budget_takes_jpeg_at_its_largest(tmp_path):
     assert encoded["jpeg"].nbytes <= forecast.clip_bytes(p, 2.0, "jpeg", forecast.JPEG_SHARE_MOST)
 
 
-def test_a_chosen_clips_video_is_read(made, tmp_path):
+def test_video_properties_are_read_from_a_chosen_clip(made, tmp_path):
     value, note = row(build.plan(made), "video")
     assert value == "h264, 64×48 px" and note == "camera_front_wide_120fov of a chosen clip"
     assert (
@@ -101,12 +101,12 @@ def test_a_chosen_clips_video_is_read(made, tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
-def test_a_worlds_video_is_known_before_it_is_rendered(tmp_path, codec):
+def test_rendered_videos_properties_come_from_the_parameters(tmp_path, codec):
     p = params(tmp_path, source="world", dataset={"world": {"codec": codec, "width": 640}})
     assert row(build.plan(p), "video") == (f"{codec}, 640×72 px", "as it is rendered")
 
 
-def test_dearer_codecs_sizes_rates_and_decoders_take_longer():
+def test_decode_time_grows_with_codec_size_rate_and_decoder():
     def seconds(codec="h264", width=1920, sample_hz=2.0, decoder="pyav") -> float:
         return forecast.VideoProperties(codec, width, 1080, 600, "").cpu_s(sample_hz, decoder)
 
@@ -127,8 +127,8 @@ def endless(folder: Path, raw: Path) -> Params:
     )
 
 
-def test_room_is_asked_of_the_caches_own_volume(tmp_path):
-    """/dev/shm is another volume than the raw files'."""
+def test_free_space_is_read_from_the_caches_volume(tmp_path):
+    """/dev/shm is not the volume of the raw files."""
     elsewhere = Path("/dev/shm") / f"avomni-{os.getpid()}"
     free = files.free_bytes(elsewhere)
     assert free != files.free_bytes(tmp_path)
@@ -140,19 +140,19 @@ def test_room_is_asked_of_the_caches_own_volume(tmp_path):
     assert not elsewhere.exists(), "a plan makes nothing"
 
 
-def test_what_lies_in_the_cache_already_needs_no_more_room(tmp_path):
+def test_existing_cache_files_count_towards_the_needed_space(tmp_path):
     p = endless(tmp_path, tmp_path)
     assert "the cache needs" in build.plan(p).warnings[0]
     peak = build.plan(p).figures["peak_bytes"]
     p.cache_dir.mkdir(parents=True)
-    for number in range(18):  # files of holes, which take no room
+    for number in range(18):  # sparse files, which take no space
         with open(p.cache_dir / f"{number}.npy", "wb") as file:
             file.truncate(peak // 18 + 1)
     assert forecast.bytes_below(p.cache_dir) >= peak
     assert not build.plan(p).warnings
 
 
-def test_a_grid_that_does_not_suit_the_backbone_is_said_before_the_cache_is_built():
+def test_plan_warns_of_a_grid_that_does_not_fit_the_backbone():
     p = params(Path("none"), processing={"tile_width": 450})
     (warning,) = build.plan(p, tokens.grid_warnings(p)).warnings
     assert "900×512 px does not divide into squares of 32 px" in warning

@@ -1,4 +1,4 @@
-"""The measurement of a card, as far as it goes without one: the tiny model through every part."""
+"""The GPU measurement script, run on a CPU with the tiny model."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from avomni_lib.training.backbones import Video, backbone, family
 from tests.gpu import base, measure, timeline
 from tests.gpu.subject import Subject
 
-NEEDS_A_CARD = {"timeline", "4cam_unsloth"}
+NEEDS_A_GPU = {"timeline", "4cam_unsloth"}
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def report(tmp_path_factory):
     return json.loads((out / measure.REPORT_FILE).read_text())["parts"]
 
 
-def test_every_part_runs_or_says_why_not(report):
+def test_every_part_runs_or_gives_a_reason(report):
     assert list(report) == [part.name for part in measure.parts()]
     assert not {name: part for name, part in report.items() if "error" in part}
     left_out = {name for name, part in report.items() if "left_out" in part}
-    assert left_out - {"pixels"} == NEEDS_A_CARD
+    assert left_out - {"pixels"} == NEEDS_A_GPU
 
 
-def test_a_training_says_what_it_took(report):
+def test_training_parts_report_speed_and_memory(report):
     for name in ("4cam", "7cam", "4cam_accumulated", "4cam_bf16"):
         part = report[name]
         assert part["steps_counted"] == 1 and part["seconds_per_step"] > 0
@@ -49,7 +49,7 @@ def test_a_training_says_what_it_took(report):
     assert report["4cam_bf16"]["quantisation"] == "none"
 
 
-def test_the_adapter_is_the_same_after_reading(report):
+def test_adapter_is_unchanged_after_saving_and_loading(report):
     part = report["adapter"]
     assert part["equal"] and part["exported_equals_checkpoint"] and part["all_finite"]
     assert part["adapter_moves_logits_by"] > 0.01
@@ -58,15 +58,19 @@ def test_the_adapter_is_the_same_after_reading(report):
 
 
 @pytest.mark.parametrize("name", [name for name in sections.BACKBONES if name != "qwen3_vl"])
-def test_another_backbone_is_made_loaded_and_trained(name, tmp_path):
+def test_other_backbones_can_be_measured(name, tmp_path):
     wanted = ["pixels", "base_made", "base_in_4_bit", "4cam", "adapter"]
     chosen = [part for part in measure.parts() if part.name in wanted]
-    made = measure.measure(Subject(tmp_path, True, name), chosen, tmp_path, seconds=60)
-    assert made["backbone"] == name
-    assert not {part: found for part, found in made["parts"].items() if "error" in found}
-    assert set(made["parts"]["pixels"]) == {"left_out", "part_seconds"}
-    assert made["parts"]["4cam"]["arithmetic"]["memory_foretold_gb"] > 0
-    assert made["parts"]["adapter"]["equal"]
+    report_of_backbone = measure.measure(
+        Subject(tmp_path, True, name), chosen, tmp_path, seconds=60
+    )
+    assert report_of_backbone["backbone"] == name
+    assert not {
+        part: result for part, result in report_of_backbone["parts"].items() if "error" in result
+    }
+    assert set(report_of_backbone["parts"]["pixels"]) == {"left_out", "part_seconds"}
+    assert report_of_backbone["parts"]["4cam"]["arithmetic"]["memory_foretold_gb"] > 0
+    assert report_of_backbone["parts"]["adapter"]["equal"]
 
 
 @pytest.mark.parametrize("name", sections.BACKBONES)
@@ -80,7 +84,7 @@ def test_each_backbone_has_a_config_of_a_released_size(name, tmp_path):
         kind.check(Video((0.0,), height, width))
 
 
-def test_a_part_that_fails_or_has_no_time_left_does_not_stop_the_rest(tmp_path):
+def test_failed_and_skipped_parts_do_not_stop_the_rest(tmp_path):
     def fails(_):
         raise ValueError("no such kernel")
 
@@ -96,27 +100,27 @@ def test_a_part_that_fails_or_has_no_time_left_does_not_stop_the_rest(tmp_path):
     assert made["parts"]["third"]["found"] == 2
 
 
-def test_a_trace_tells_what_is_hidden_and_how_busy_the_card_is(tmp_path):
-    def event(cat, name, start, long, size=0):
-        return {"cat": cat, "name": name, "ts": start, "dur": long, "args": {"bytes": size}}
+def test_trace_summary_has_busy_and_hidden_shares(tmp_path):
+    def event(cat, name, start, duration, size=0):
+        return {"cat": cat, "name": name, "ts": start, "dur": duration, "args": {"bytes": size}}
 
     upload = "Memcpy HtoD (Pinned -> Device)"
     trace = [
         event("kernel", "flash_fwd_kernel", 0, 40),
-        event("kernel", "nvjet_tst_128x256", 30, 30),  # 10 of them beside the other kernel
-        event("gpu_memcpy", upload, 50, 20, 44_040_192),  # half of it behind a kernel
+        event("kernel", "nvjet_tst_128x256", 30, 30),  # 10 of them overlap the other kernel
+        event("gpu_memcpy", upload, 50, 20, 44_040_192),  # half of it overlaps a kernel
         event("gpu_memcpy", upload, 80, 1, 8),  # not a batch's frames
         event("kernel", "kDequantizeBlockwise", 90, 10),
         {"cat": "cpu_op", "name": "aten::mm", "ts": 0, "dur": 500},
     ]
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"traceEvents": trace}))
-    found = timeline.summary(timeline.read(path))
-    assert found["seconds"] == 0.0001 and found["busy_share"] == 0.7
-    assert found["share_by_kind"] == {
+    summary = timeline.summary(timeline.read(path))
+    assert summary["seconds"] == 0.0001 and summary["busy_share"] == 0.7
+    assert summary["share_by_kind"] == {
         "attention": 0.5,
         "products": 0.375,
         "4-bit weights unpacked": 0.125,
     }
-    copied = found["frames_copied"]
+    copied = summary["frames_copied"]
     assert (copied["copies"], copied["hidden_share"], copied["share_of_time"]) == (1, 0.5, 0.2)

@@ -8,7 +8,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.params.sections import TrainingParams
 
 
-def test_no_torch_is_loaded_to_say_what_machine_this_is():
+def test_provenance_does_not_import_torch():
     code = (
         "import sys\nfrom avomni_lib import hardware\nmade = hardware.provenance()\n"
         "assert 'torch' not in sys.modules and 'device' not in made\n"
@@ -16,30 +16,30 @@ def test_no_torch_is_loaded_to_say_what_machine_this_is():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_provenance_names_what_a_result_depends_on():
+def test_provenance_has_packages_memory_and_device():
     import torch
 
-    made = hardware.provenance()
-    assert made["packages"]["torch"] == torch.__version__
-    assert made["packages"]["unsloth"] is None or made["packages"]["unsloth"]
-    assert made["host_memory_gb"] > 0.5
-    assert made["device"]["value"] and made["device"]["reason"]
+    provenance = hardware.provenance()
+    assert provenance["packages"]["torch"] == torch.__version__
+    assert provenance["packages"]["unsloth"] is None or provenance["packages"]["unsloth"]
+    assert provenance["host_memory_gb"] > 0.5
+    assert provenance["device"]["value"] and provenance["device"]["reason"]
 
 
-def test_a_cpu_computes_in_float32_by_plain_peft():
+def test_cpu_uses_float32_and_transformers():
     assert hardware.dtype("cpu").value == "float32"
     assert hardware.attention("cpu").value == "sdpa"
     assert hardware.backend("auto", "cpu").value == "transformers"
     assert hardware.device_memory("cpu") is None
 
 
-def test_unsloth_by_name_is_refused_on_a_cpu():
+def test_unsloth_is_refused_on_a_cpu():
     with pytest.raises(AvomniError, match="model.backend: auto"):
         hardware.backend("unsloth", "cpu")
 
 
 @pytest.mark.parametrize("on", ["cpu", "cuda:0"])
-def test_a_backend_by_name_is_taken(on):
+def test_backend_asked_for_by_name_is_used(on):
     assert hardware.backend("transformers", on) == (
         "transformers",
         "asked for by model.backend",
@@ -56,7 +56,7 @@ def test_a_backend_by_name_is_taken(on):
         ("adamw_torch", "cpu", "adamw_torch"),
     ],
 )
-def test_an_optimizer_is_taken_or_its_nearest_that_works(wanted, on, taken):
+def test_unavailable_optimizer_is_replaced_by_the_nearest(wanted, on, taken):
     from transformers.training_args import OptimizerNames
 
     choice = hardware.optimizer(wanted, on)
@@ -75,8 +75,8 @@ def test_memory_is_counted_in_bytes():
     assert hardware.peak_memory()["host_gb"] > 0.2
 
 
-def test_a_process_does_not_inherit_its_parents_peak():
-    """Linux' ru_maxrss does; a worker would report the notebook's memory as its own."""
+def test_subprocess_does_not_inherit_the_parents_peak_memory():
+    """Linux's ru_maxrss is inherited: a worker would report the notebook's memory."""
     block = bytearray(400_000_000)
     block[::4096] = b"x" * len(block[::4096])
     code = "from avomni_lib import hardware; print(hardware.peak_memory()['host_gb'])"

@@ -1,4 +1,4 @@
-"""Past motion as words; and that nothing that a question is about lies in it, nor in a baseline."""
+"""Past motion as text; neither it nor a baseline contains anything of the answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def windows_of(cache, split, about):
     )
 
 
-def test_places_every_fifth_of_a_second_up_to_the_moment():
+def test_history_has_a_position_every_200_ms_up_to_t0():
     t_s = np.arange(-16, 0) / 10
     past = Trajectory(t_s, np.stack([10 * t_s, 0 * t_s], axis=1), 0 * t_s, 10.0)
     text = history.text_of(past, target("future_v1"))
@@ -40,7 +40,7 @@ def test_places_every_fifth_of_a_second_up_to_the_moment():
     assert text.count("s (") == 8 and "last frame" in text
 
 
-def test_what_comes_after_is_told_as_the_answer_of_a_car_that_goes_on_so():
+def test_history_ends_with_the_ctra_prediction():
     t_s = np.arange(-16, 0) / 10
     braking = Trajectory(t_s, np.stack([10 * t_s - t_s**2, 0 * t_s], axis=1), 0 * t_s, 10.0)
     about = target("future_v1")
@@ -48,16 +48,18 @@ def test_what_comes_after_is_told_as_the_answer_of_a_car_that_goes_on_so():
     text = history.text_of(braking, about)
     assert text.endswith(f"kept the answer would be: {unchanged}.")
     assert about.parse(unchanged).waypoints_m[-1][0] == pytest.approx(10**2 / 2 / 2, abs=0.05)
-    assert "kept" not in history.text_of(braking, target("summary_v1"))  # it is over by then
+    assert "kept" not in history.text_of(
+        braking, target("summary_v1")
+    )  # the summary's answer is not about the future
 
 
-def test_a_short_past_tells_what_there_is():
+def test_short_history_still_has_the_speed():
     short = Trajectory(np.array([-0.1]), np.array([[-1.0, 0.0]]), np.zeros(1), 10.0)
     assert "there: none. Speed there: 10.00m/s." in history.text_of(short, target("summary_v1"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_history_ends_where_the_answer_begins(name, p):
+def test_history_ends_where_the_answer_begins(name, p):
     """The summary is about the window itself: its history ends at the first frame."""
     about = target(name)
     windows = windows_of(Cache.open(p.cache_dir), "test", about)
@@ -73,50 +75,52 @@ def test_the_history_ends_where_the_answer_begins(name, p):
 
 
 @pytest.mark.parametrize("name", MOVING)
-def test_no_prompt_and_no_baseline_sees_what_it_must_say(name, p, tmp_path):
-    """All poses after the moment are spoilt in the cache, and not a letter changes."""
+def test_prompts_and_baselines_do_not_depend_on_the_future(name, p, tmp_path):
+    """With all later poses overwritten in the cache, the texts stay the same."""
     about = target(name)
     train = windows_of(Cache.open(p.cache_dir), "train", about)
-    sound = windows_of(Cache.open(p.cache_dir), "test", about)
+    original = windows_of(Cache.open(p.cache_dir), "test", about)
     shutil.copytree(p.cache_dir, tmp_path / "cache")
-    for index in (0, len(sound) - 1):
-        window = sound[index]
+    for index in (0, len(original) - 1):
+        window = original[index]
         frame = history.FRAME[about.history_ends]
-        moment_us = sound.times_us(index)[frame]
-        spoil(tmp_path / "cache", p.cache_dir, sound, window, moment_us)
-        spoilt = windows_of(Cache.open(tmp_path / "cache"), "test", about)
-        truths = [repr(each.truth(index)) for each in (spoilt, sound)]
+        moment_us = original.times_us(index)[frame]
+        overwrite_future(tmp_path / "cache", p.cache_dir, original, window, moment_us)
+        changed = windows_of(Cache.open(tmp_path / "cache"), "test", about)
+        truths = [repr(windows.truth(index)) for windows in (changed, original)]
         assert truths[0] != truths[1], "else this test says nothing"
-        told = [history.text_of(history.past_of(w, index, about), about) for w in (spoilt, sound)]
-        assert told[0] == told[1]
-        rows = [baselines.texts(about, train, w, [index]) for w in (spoilt, sound)]
+        histories = [
+            history.text_of(history.past_of(w, index, about), about) for w in (changed, original)
+        ]
+        assert histories[0] == histories[1]
+        rows = [baselines.texts(about, train, w, [index]) for w in (changed, original)]
         assert {*rows[0]} == {"mean", "median", "constant_velocity", "ctra", "ego_motion"}
         assert rows[0] == rows[1]
 
 
-def spoil(spoilt, sound, windows, window, moment_us):
-    """Write a cache's poses after a moment of a clip as those of another drive."""
+def overwrite_future(changed, original, windows, window, moment_us):
+    """Replace a clip's poses after a time in the cache by those of another drive."""
     name = windows.cache.shards[window.shard].folder.name
     clip = windows.cache.clips[window.clip_idx]
     for array, columns, rows, times in (
         ("egomotion", EGOMOTION_COLUMNS, slice(clip.start, clip.stop), "times"),
         ("track", TRACK_COLUMNS, slice(clip.track_start, clip.track_stop), None),
     ):
-        values = np.load(sound / name / f"{array}.npy")
-        own = values[rows]
-        at_us = np.load(sound / name / "times.npy")[rows] if times else own[:, 0]
+        values = np.load(original / name / f"{array}.npy")
+        clip_values = values[rows]
+        at_us = np.load(original / name / "times.npy")[rows] if times else clip_values[:, 0]
         later = at_us > moment_us
         for column in ("x", "y", "vx", "vy", "distance_m"):
             if column in columns:
-                own[later, columns.index(column)] *= -3.0
-        turned = own[later, columns.index("qz")].copy()
-        own[later, columns.index("qz")] = own[later, columns.index("qw")]
-        own[later, columns.index("qw")] = turned
-        np.save(spoilt / name / f"{array}.npy", values)
+                clip_values[later, columns.index(column)] *= -3.0
+        qz = clip_values[later, columns.index("qz")].copy()
+        clip_values[later, columns.index("qz")] = clip_values[later, columns.index("qw")]
+        clip_values[later, columns.index("qw")] = qz
+        np.save(changed / name / f"{array}.npy", values)
 
 
-def test_a_conversation_with_history_is_tokenised_as_a_whole(p):
-    """What stands before the words is tokenised once: the joints must fall on whole tokens."""
+def test_prompt_with_history_tokenises_like_the_whole_text(p):
+    """The constant part is tokenised once, so the joints must be token boundaries."""
     from transformers import AutoTokenizer
 
     from avomni_lib.training.backbones import backbone
@@ -124,16 +128,20 @@ def test_a_conversation_with_history_is_tokenised_as_a_whole(p):
 
     words, kind = AutoTokenizer.from_pretrained(make.folder()), backbone("qwen3_vl")
     windows = windows_of(Cache.open(p.cache_dir), "test", target("summary_v1"))
-    silent = samples.conversation_of(p, words, kind)
-    assert {samples.history_of(i, windows, silent) for i in range(len(windows))} == {""}
-    asks = p.model_copy(update={"prompt": p.prompt.model_copy(update={"ego_history": True})})
-    talk = samples.conversation_of(asks, words, kind)
-    told = samples.history_of(3, windows, talk)
-    assert "Past places" in told
-    sample = talk.prompt(told)
-    assert len(sample) > len(talk.prompt())
-    whole = talk.text.replace(talk.target.question, talk.target.question + told)
-    assert sample.input_ids.tolist() == words.encode(whole, add_special_tokens=False)
-    learned = samples.sample_of(3, windows, talk)
+    without_history = samples.conversation_of(p, words, kind)
+    assert {samples.history_of(i, windows, without_history) for i in range(len(windows))} == {""}
+    p_with_history = p.model_copy(
+        update={"prompt": p.prompt.model_copy(update={"ego_history": True})}
+    )
+    conversation = samples.conversation_of(p_with_history, words, kind)
+    past = samples.history_of(3, windows, conversation)
+    assert "Past places" in past
+    sample = conversation.prompt(past)
+    assert len(sample) > len(conversation.prompt())
+    expected_text = conversation.text.replace(
+        conversation.target.question, conversation.target.question + past
+    )
+    assert sample.input_ids.tolist() == words.encode(expected_text, add_special_tokens=False)
+    learned = samples.sample_of(3, windows, conversation)
     assert learned.input_ids.tolist()[: len(sample)] == sample.input_ids.tolist()
     assert (learned.labels[: len(sample)] == -100).all()

@@ -1,4 +1,4 @@
-"""The image for AMD cards: what it asserts about itself, over the lock; three lines of doctor."""
+"""The image for AMD GPUs: its own check, its locked versions, and three findings of doctor."""
 
 import re
 import resource
@@ -15,11 +15,11 @@ LOCK = [
     for line in (ROOT / "constraints-rocm7.2.txt").read_text().splitlines()
     if line and not line.startswith("#")
 ]
-# torch's ROCm wheel brings it, from the same index.
+# A dependency of torch's ROCm wheel, from the same index.
 INSTALLED = [*(name for name, _ in LOCK), "triton-rocm"]
 
 
-def test_what_the_lock_installs_is_an_image_that_may_be_used():
+def test_locked_versions_have_no_faults():
     assert image.faults("7.2.26015", INSTALLED, None) == []
     versions = dict(LOCK)
     assert versions["torch"].endswith("+rocm7.2") and versions["torchvision"].endswith("+rocm7.2")
@@ -28,7 +28,7 @@ def test_what_the_lock_installs_is_an_image_that_may_be_used():
 
 
 @pytest.mark.parametrize(
-    ("hip", "more", "fault", "said"),
+    ("hip", "more", "fault", "message"),
     [
         (None, (), None, "torch.version.hip is None"),
         ("7.2", ("triton",), None, "not one triton but triton, triton-rocm"),
@@ -36,21 +36,21 @@ def test_what_the_lock_installs_is_an_image_that_may_be_used():
         ("7.2", (), "OSError: libamdhip64.so", "bitsandbytes cannot be imported: OSError"),
     ],
 )
-def test_what_must_not_be_in_it_is_named(hip, more, fault, said):
-    (found,) = image.faults(hip, [*INSTALLED, *more], fault)
-    assert said in found
+def test_forbidden_packages_are_reported(hip, more, fault, message):
+    (fault_text,) = image.faults(hip, [*INSTALLED, *more], fault)
+    assert message in fault_text
 
 
-def test_an_image_without_triton_is_refused():
+def test_image_without_triton_is_refused():
     assert image.faults("7.2", INSTALLED[:-1], None) == ["not one triton but none"]
 
 
-def test_here_on_a_cpu_the_assertions_fail_and_say_so(capsys):
+def test_image_check_fails_on_a_cpu(capsys):
     assert image.main() == 1
     assert "torch is not built for ROCm" in capsys.readouterr().err
 
 
-def test_the_dockerfile_sets_up_as_make_does_and_asserts_last():
+def test_dockerfile_runs_make_and_then_the_image_check():
     assert re.search(r"^FROM rocm/\S+:7\.2$", DOCKERFILE, re.MULTILINE)
     steps = re.findall(r"^RUN (.+)", DOCKERFILE, re.MULTILINE)
     assert steps[-2].startswith("make rocm ROCM=7.2")
@@ -60,14 +60,14 @@ def test_the_dockerfile_sets_up_as_make_does_and_asserts_last():
     assert "constraints-rocm$(ROCM).txt" in (ROOT / "Makefile").read_text()
 
 
-def test_nvidias_wheels_are_wrong_beside_rocms_torch_alone(monkeypatch):
+def test_nvidia_wheels_are_wrong_only_with_rocm_torch(monkeypatch):
     monkeypatch.setattr(image, "installed_wheels", lambda: ["nvidia-nccl-cu13", "torch"])
     assert image.wheels("7.2").state == "wrong"
     assert "pip uninstall -y nvidia-nccl-cu13" in image.wheels("7.2").fix
     assert image.wheels(None).state == "ok"
 
 
-def test_few_open_files_are_a_note(monkeypatch):
+def test_low_open_file_limit_is_a_note(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1_048_576))
     line = image.open_files()
     assert (line.state, line.found) == ("note", "1,024") and "ulimit -n 65536" in line.fix
@@ -75,7 +75,7 @@ def test_few_open_files_are_a_note(monkeypatch):
     assert image.open_files().state == "ok"
 
 
-def test_the_cache_of_kernels_should_stay(monkeypatch, tmp_path):
+def test_triton_cache_should_be_persistent(monkeypatch, tmp_path):
     monkeypatch.delenv(image.CACHE, raising=False)
     assert image.triton_cache("cpu").state == "ok"
     assert image.triton_cache("cuda:0").state == "note"

@@ -1,7 +1,7 @@
-"""Training in a process of its own: followed, found again, stopped, killed; two that train as one.
+"""Training in a separate process: followed, found again, stopped, killed; and in two processes.
 
-Some of the processes are forked from a server that has loaded what takes seven seconds to import;
-they run the same `worker.main`.
+Some processes are forked from a server that has loaded the slow imports (seven seconds); they run
+the same `worker.main`.
 """
 
 import contextlib
@@ -37,29 +37,29 @@ def made(tmp_path_factory) -> Params:
 
 @pytest.fixture(scope="module")
 def undisturbed(made):
-    """The run, trained with nobody disturbing it."""
+    """The run after an uninterrupted training."""
     trainer.train(made)
     return made
 
 
 @pytest.fixture
 def p(made, undisturbed, tmp_path) -> Params:
-    """The same run with nothing trained yet, in a folder of its own."""
-    own = cached_training.moved(made, tmp_path)
-    yield own
-    about = job.running(own)
-    if about:
+    """The same run, untrained, in its own folder."""
+    moved = cached_training.moved(made, tmp_path)
+    yield moved
+    worker = job.running(moved)
+    if worker:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(about["pid"], signal.SIGKILL)
+            os.kill(worker["pid"], signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def forked(p):
-    """The run's training as `job` would start it, in a process that is quick to start."""
+    """The run's training as `job` would start it, in a process that starts quickly."""
     path = p.checkpoints_dir / job.PARAMS_FILE
     files.write_json(path, p.values())
-    for left in (job.JOB_FILE, job.OUTCOME_FILE):
-        (p.checkpoints_dir / left).unlink(missing_ok=True)
+    for name in (job.JOB_FILE, job.OUTCOME_FILE):
+        (p.checkpoints_dir / name).unlink(missing_ok=True)
     process = killed_training.CONTEXT.Process(target=killed_training.main, args=(path,))
     process.start()
     wait_for(lambda: (p.checkpoints_dir / job.JOB_FILE).exists())
@@ -91,8 +91,8 @@ def steps_taken(p):
     ]
 
 
-def test_it_is_followed_to_its_end(undisturbed):
-    trained = trainer.train(undisturbed)  # once more: it finds all steps done
+def test_finished_training_is_followed_without_new_steps(undisturbed):
+    trained = trainer.train(undisturbed)  # again: all steps are done
     assert trained.figures["resumed_from_step"] == trained.figures["optimizer_steps"] == STEPS
     assert trained.figures["measured"]["seconds"] > 0
     assert [line["step"] for line in trained.metrics] == list(range(1, STEPS + 1))
@@ -101,7 +101,7 @@ def test_it_is_followed_to_its_end(undisturbed):
     assert job.running(undisturbed) is None
 
 
-def test_it_outlives_who_started_it_and_is_found_again(p, undisturbed, kept_bars):
+def test_training_outlives_its_notebook_and_is_found_again(p, undisturbed, kept_bars):
     context = multiprocessing.get_context("spawn")
     notebook = context.Process(target=trainer.train, args=(p,))
     notebook.start()
@@ -109,17 +109,17 @@ def test_it_outlives_who_started_it_and_is_found_again(p, undisturbed, kept_bars
     notebook.kill()
     notebook.join()
     assert job.running(p)["pid"] != notebook.pid
-    kept, bars = kept_bars
+    progress, bars = kept_bars
     watched = []
-    trained = trainer.train(p, kept, watched.append)
+    trained = trainer.train(p, progress, watched.append)
     assert [(bar.total, bar.count) for bar in bars] == [(STEPS, STEPS)]
     assert watched[-1][-1]["step"] == STEPS
     assert weights(p) == weights(undisturbed)
     assert trained.figures["resumed_from_step"] == 0, "it was the same training all the time"
 
 
-def test_a_second_one_attaches_or_is_refused(p):
-    p = with_training(p, max_steps=12 * STEPS)  # longer than the commands take; it is stopped
+def test_second_start_attaches_or_is_refused(p):
+    p = with_training(p, max_steps=12 * STEPS)  # longer than the commands take; it is stopped below
     process, _ = job.start_or_attach(p)
     again, how = job.start_or_attach(p)
     assert again is None and how.startswith(f"attached to process {process.pid}, started 20")
@@ -132,8 +132,8 @@ def test_a_second_one_attaches_or_is_refused(p):
     assert by_hand.returncode == 1 and job.BUSY in by_hand.stderr
     assert "Traceback" not in by_hand.stderr
 
-    said = json.loads(python("avomni_lib", "status", "--json", path).stdout)["stages"]
-    (reason,) = [row["reason"] for row in said if row["stage"] == "05_train"]
+    stages = json.loads(python("avomni_lib", "status", "--json", path).stdout)["stages"]
+    (reason,) = [row["reason"] for row in stages if row["stage"] == "05_train"]
     assert reason.startswith(f"training now: process {process.pid} since 20")
     forced = python("avomni_lib", "run", path, "--only", "05", "--force")
     assert forced.returncode == 1 and "stop it first" in forced.stderr
@@ -147,7 +147,7 @@ def python(module, *words):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_sigterm_saves_first(p, undisturbed):
+def test_sigterm_saves_a_checkpoint(p, undisturbed):
     with forked(p) as process:
         wait_for(lambda: len(steps_taken(p)) > 3)
         process.terminate()
@@ -157,13 +157,13 @@ def test_sigterm_saves_first(p, undisturbed):
     assert list(p.checkpoints_dir.glob(f"*/checkpoint-{last}")), "the step that ran is saved"
     assert not adapter.adapter_dir(p).exists()
     with forked(p):
-        told = job.follow(p, None)
-    assert told["figures"]["resumed_from_step"] == last
+        outcome = job.follow(p, None)
+    assert outcome["figures"]["resumed_from_step"] == last
     assert weights(p) == weights(undisturbed)
     assert same_but_for_time(metrics_of(p)) == same_but_for_time(metrics_of(undisturbed))
 
 
-def test_ctrl_c_where_it_is_followed_stops_it(p):
+def test_interrupting_the_follower_stops_the_training(p):
     class Interrupted(Bar):
         def update(self, amount=1, note=""):
             raise KeyboardInterrupt
@@ -171,11 +171,11 @@ def test_ctrl_c_where_it_is_followed_stops_it(p):
     with forked(p), pytest.raises(KeyboardInterrupt):
         job.follow(p, None, Interrupted)
     assert job.running(p) is None
-    told = files.read_json(p.checkpoints_dir / job.OUTCOME_FILE)
-    assert list(p.checkpoints_dir.glob(f"*/checkpoint-{told['stopped_at']}"))
+    outcome = files.read_json(p.checkpoints_dir / job.OUTCOME_FILE)
+    assert list(p.checkpoints_dir.glob(f"*/checkpoint-{outcome['stopped_at']}"))
 
 
-def test_who_follows_it_is_told_that_it_was_killed(p):
+def test_follower_reports_a_killed_training(p):
     with forked(p) as process:
         wait_for(lambda: steps_taken(p))
         process.kill()
@@ -183,7 +183,7 @@ def test_who_follows_it_is_told_that_it_was_killed(p):
             job.follow(p, None)
 
 
-def test_what_it_dies_of_is_told_as_it_is_said_there(p):
+def test_follower_raises_the_workers_error(p):
     wild = with_training(p, learning_rate=1e12, weight_decay=1e12, warmup_ratio=0.0)
     expected = r"is (nan|inf) at step \d+, at window \d"
     with forked(wild), pytest.raises(AvomniError, match=expected) as caught:
@@ -192,7 +192,7 @@ def test_what_it_dies_of_is_told_as_it_is_said_there(p):
     assert job.running(p) is None
 
 
-def test_it_says_that_a_checkpoint_was_damaged_and_ends_with_the_same_bytes(p, undisturbed):
+def test_damaged_checkpoint_is_reported_and_training_ends_with_the_same_bytes(p, undisturbed):
     shutil.copytree(undisturbed.checkpoints_dir, p.checkpoints_dir)
     *_, newest = sorted(p.checkpoints_dir.glob("*/checkpoint-*"), key=step_of)
     path = newest / WEIGHTS
@@ -202,12 +202,16 @@ def test_it_says_that_a_checkpoint_was_damaged_and_ends_with_the_same_bytes(p, u
     trained = trainer.train(p)
     assert weights(p) == weights(undisturbed)
     assert same_but_for_time(metrics_of(p)) == same_but_for_time(metrics_of(undisturbed))
-    told = f"checkpoint-{STEPS} is damaged: {WEIGHTS} is not what was written: its sha256 differs"
+    message = (
+        f"checkpoint-{STEPS} is damaged: {WEIGHTS} is not what was written: its sha256 differs"
+    )
     assert trained.choices["checkpoint"].value == "checkpoint-39"
-    assert trained.choices["checkpoint"].reason == f"{told}; went on from checkpoint-39"
-    assert told in trained.figures["headline"]
-    assert trained.figures["damaged_checkpoints"] == [told]
-    assert f"{told}: going on from checkpoint-39" in (p.checkpoints_dir / job.LOG_FILE).read_text()
+    assert trained.choices["checkpoint"].reason == f"{message}; went on from checkpoint-39"
+    assert message in trained.figures["headline"]
+    assert trained.figures["damaged_checkpoints"] == [message]
+    assert (
+        f"{message}: going on from checkpoint-39" in (p.checkpoints_dir / job.LOG_FILE).read_text()
+    )
 
 
 @pytest.fixture
@@ -220,7 +224,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_on_a_full_disk_it_stops_in_words_and_goes_on(p, undisturbed, small_disk):
+def test_full_disk_stops_the_training_which_then_resumes(p, undisturbed, small_disk):
     p.checkpoints_dir.symlink_to(small_disk)
     with forked(p), pytest.raises(AvomniError, match="no room on the disk for a checkpoint"):
         job.follow(p, None)
@@ -231,8 +235,8 @@ def test_on_a_full_disk_it_stops_in_words_and_goes_on(p, undisturbed, small_disk
     assert weights(p) == weights(undisturbed)
 
 
-def test_two_processes_train_what_one_trains_and_one_goes_on(p, undisturbed):
-    """4 windows a step: two batches of two, in one process one after the other, in two at once."""
+def test_two_processes_train_like_one_and_one_resumes(p, undisturbed):
+    """4 windows a step are two batches of two: in sequence in one process, at once in two."""
     both = with_training(p, num_processes=2)
     process, _ = job.start_or_attach(both, pauses=True)
     wait_for((p.checkpoints_dir / job.PROBE_FILE).exists)
@@ -240,8 +244,8 @@ def test_two_processes_train_what_one_trains_and_one_goes_on(p, undisturbed):
     wait_for(lambda: len(steps_taken(p)) > 3)
     assert job.stop(both)
     process.wait(60)
-    trained = trainer.train(p)  # with one process, which takes no window of theirs again
+    trained = trainer.train(p)  # with one process, which repeats no window of the two
     assert 3 < trained.figures["resumed_from_step"] < STEPS
-    losses = [[line["loss"] for line in metrics_of(each)] for each in (p, undisturbed)]
+    losses = [[line["loss"] for line in metrics_of(run)] for run in (p, undisturbed)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert weights(p) == weights(undisturbed), "a sum of two is the same in either order"

@@ -20,7 +20,7 @@ from tests.test_memmap import COMMON, arrays, write_cache
 
 
 class Numbered:
-    """Windows that are filled with their own number; `read` says which were asked for, in order."""
+    """Windows filled with their index; `read` lists the indices read, in order."""
 
     def __init__(self, count=100, gate=None, broken=None, shape=(2, 4, 6, 3)):
         self.frame_shape = shape
@@ -48,19 +48,19 @@ def loader(windows, batches, **options):
 
 
 def numbers(batch):
-    """The windows that a batch holds, read from its pixels; they agree with its tokens."""
-    found = [int(frames.flatten()[0]) for frames in batch["frames"]]
+    """Indices of a batch's windows, read from its pixels and checked against its tokens."""
+    indices = [int(frames.flatten()[0]) for frames in batch["frames"]]
     assert (batch["frames"] == batch["frames"][:, :1, :1, :1, :1]).all()
-    assert found == batch["input_ids"].tolist()
-    return found
+    assert indices == batch["input_ids"].tolist()
+    return indices
 
 
 def take(batches, number):
-    """The windows of a batch that is given back at once."""
+    """Indices of a batch's windows; the batch is given back at once."""
     batch = batches[number]
-    found = numbers(batch)
+    indices = numbers(batch)
     batches.give_back(batch["frames"])
-    return found
+    return indices
 
 
 def eventually(condition):
@@ -81,16 +81,16 @@ orders = st.builds(
 
 
 @given(orders)
-def test_every_pass_takes_each_window_once(order):
+def test_every_epoch_takes_each_window_once(order):
     taken = [window for batch in order for window in batch]
-    passes = [taken[i : i + order.num_windows] for i in range(0, len(taken), order.num_windows)]
-    assert all(len(set(once)) == len(once) for once in passes)
-    assert all(sorted(once) == list(range(order.num_windows)) for once in passes[:-1])
+    epochs = [taken[i : i + order.num_windows] for i in range(0, len(taken), order.num_windows)]
+    assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+    assert all(sorted(epoch) == list(range(order.num_windows)) for epoch in epochs[:-1])
     assert {len(batch) for batch in order} == {order.batch_size}
 
 
 @given(orders, st.integers(1, 4))
-def test_ranks_share_what_one_alone_would_take(order, num_ranks):
+def test_ranks_share_the_batches_of_one_process(order, num_ranks):
     shared = [
         Order(order.num_windows, order.batch_size, order.num_batches, order.seed, rank, num_ranks)
         for rank in range(num_ranks)
@@ -100,14 +100,14 @@ def test_ranks_share_what_one_alone_would_take(order, num_ranks):
     assert together == list(alone)
 
 
-def test_passes_differ_and_follow_the_seed():
+def test_epochs_differ_and_follow_the_seed():
     order = Order(50, 50, 2, seed=1)
     assert order[0] != order[1]
     assert list(order) == list(Order(50, 50, 2, seed=1))
     assert order[0] != Order(50, 50, 2, seed=2)[0]
 
 
-def test_batches_come_in_order_and_once():
+def test_batches_come_once_and_in_order():
     order = Order(20, 3, 9, seed=0)
     windows = Numbered(20)
     with loader(windows, order) as batches:
@@ -115,7 +115,7 @@ def test_batches_come_in_order_and_once():
     assert windows.read == [window for batch in order for window in batch]
 
 
-def test_it_starts_at_any_batch_and_reads_nothing_before_it():
+def test_loader_starts_at_any_batch_without_reading_earlier_ones():
     order = Order(20, 3, 9, seed=0)
     windows = Numbered(20)
     with loader(windows, order) as batches:
@@ -125,17 +125,17 @@ def test_it_starts_at_any_batch_and_reads_nothing_before_it():
     assert windows.read[:3] == order[6]
 
 
-def test_it_reads_ahead_of_the_step_and_no_further():
+def test_loader_reads_ahead_up_to_its_depth():
     windows = Numbered()
     with loader(windows, [[i] for i in range(50)], depth=3) as batches:
         numbers(batches[0])
-        # Three are ready and one more lies where the next one to be given back would.
+        # Three are ready, and one more is in the spare buffer.
         assert eventually(lambda: len(windows.read) == 5)
         time.sleep(0.05)
         assert len(windows.read) == 5
 
 
-def test_waiting_is_measured():
+def test_waiting_time_is_measured():
     gate, released = threading.Semaphore(0), []
 
     def release():
@@ -149,7 +149,7 @@ def test_waiting_is_measured():
     assert batches.waited_s > 0.9 * (released[0] - asked)
 
 
-def test_the_threads_error_reaches_the_step_that_asks():
+def test_read_error_is_raised_at_the_batch_that_needs_it():
     with loader(Numbered(broken=5), [[1, 2], [3, 4], [5, 6]]) as batches:
         assert numbers(batches[0]) == [1, 2]
         assert numbers(batches[1]) == [3, 4]
@@ -158,13 +158,13 @@ def test_the_threads_error_reaches_the_step_that_asks():
         assert numbers(batches[0]) == [1, 2], "it can be used again"
 
 
-def test_windows_of_different_sizes_are_no_batch(tmp_path):
+def test_windows_of_different_sizes_in_a_batch_are_refused(tmp_path):
     for chunk in (3, 12):
         clips = [{"clip_id": "one", "split": "train", "chunk": chunk}]
-        found = arrays(chunk)
-        found["frames"] = found["frames"][:, : chunk % 8 + 2]  # of 5 rows and of 6
+        content = arrays(chunk)
+        content["frames"] = content["frames"][:, : chunk % 8 + 2]  # of 5 rows and of 6
         folder = tmp_path / shard.shard_name(chunk)
-        shard.write_shard(folder, COMMON, clips, lambda _, found=found: found)
+        shard.write_shard(folder, COMMON, clips, lambda _, content=content: content)
     memmap.write_table(tmp_path, COMMON, sorted(tmp_path.iterdir()), [])
     windows = Windows(Cache.open(tmp_path), 3, 1)
     last = len(windows) - 1
@@ -175,7 +175,7 @@ def test_windows_of_different_sizes_are_no_batch(tmp_path):
     assert caught.value.where == str(folder) and "run 03_etl" in caught.value.fix
 
 
-def test_closing_ends_the_thread_wherever_it_is():
+def test_close_ends_the_thread():
     def running():
         return [thread for thread in threading.enumerate() if thread.name == "avomni-loader"]
 
@@ -196,8 +196,8 @@ def test_closing_ends_the_thread_wherever_it_is():
     st.lists(st.integers(1, 3), min_size=30, max_size=30),
     st.randoms(use_true_random=False),
 )
-def test_memory_is_what_is_stated_and_kept_batches_are_never_written(depth, held, sizes, dice):
-    """Whatever the caller keeps, and in whichever order it gives back."""
+def test_memory_is_bounded_and_held_batches_are_not_overwritten(depth, held, sizes, dice):
+    """For any number of held batches and any order of giving them back."""
     batches = loader(
         Numbered(), [[i] * size for i, size in enumerate(sizes)], depth=depth, held=held
     )
@@ -215,13 +215,13 @@ def test_memory_is_what_is_stated_and_kept_batches_are_never_written(depth, held
 
 
 def ring_bytes(batches):
-    """What the loader has really allocated for frames."""
+    """Bytes that the loader has allocated for frames."""
     memory = [buffer.frames.untyped_storage() for buffer in batches._ring]
-    assert len({each.data_ptr() for each in memory}) == len(memory)
-    return sum(each.nbytes() for each in memory)
+    assert len({storage.data_ptr() for storage in memory}) == len(memory)
+    return sum(storage.nbytes() for storage in memory)
 
 
-def test_keeping_more_than_the_ring_has_is_an_error_and_no_hang():
+def test_holding_too_many_batches_is_an_error():
     with loader(Numbered(), [[i] for i in range(30)], depth=2, held=2) as batches:
         kept = [batches[i] for i in range(5)]
         for _ in range(2):
@@ -235,7 +235,7 @@ def test_keeping_more_than_the_ring_has_is_an_error_and_no_hang():
         assert [numbers(batch) for batch in kept] == [[0], [2], [3], [4]]
 
 
-def test_what_is_kept_stays_over_a_jump_and_a_close():
+def test_held_batches_survive_a_seek_and_a_close():
     with loader(Numbered(), [[i] for i in range(30)]) as batches:
         kept = batches[3]
         assert [take(batches, i) for i in range(20, 30)] == [[i] for i in range(20, 30)]
@@ -247,7 +247,7 @@ def test_what_is_kept_stays_over_a_jump_and_a_close():
         assert [numbers(batch) for batch in held] == [[10], [11], [12], [13]]
 
 
-def test_only_what_was_lent_can_be_given_back_and_only_once():
+def test_only_lent_buffers_can_be_given_back_once():
     with loader(Numbered(), [[0], [1]]) as batches:
         frames = batches[0]["frames"]
         with pytest.raises(AvomniError, match="not lent"):
@@ -259,7 +259,7 @@ def test_only_what_was_lent_can_be_given_back_and_only_once():
 
 
 class Copy:
-    """A copy to a device that ends when it is told to."""
+    """A copy to a device that ends when `ended` is set."""
 
     def __init__(self, error=None):
         self.ended, self.error = threading.Event(), error
@@ -270,7 +270,7 @@ class Copy:
             raise self.error
 
 
-def test_a_buffer_waits_for_the_copy_out_of_it_and_the_caller_does_not():
+def test_buffer_is_not_reused_before_its_copy_ends():
     with loader(Numbered(), [[i] for i in range(30)], depth=1) as batches:
         first, copy = batches[0], Copy()
         batches.give_back(first["frames"], after=copy)
@@ -282,7 +282,7 @@ def test_a_buffer_waits_for_the_copy_out_of_it_and_the_caller_does_not():
         assert eventually(lambda: first["frames"].max() > 2), "then it serves again"
 
 
-def test_a_copy_is_waited_for_after_the_last_batch_too():
+def test_copy_of_the_last_batch_is_waited_for():
     with loader(Numbered(), [[i] for i in range(3)], depth=1) as batches:
         assert [take(batches, i) for i in range(2)] == [[0], [1]]
         last, copy = batches[2], Copy()
@@ -293,7 +293,7 @@ def test_a_copy_is_waited_for_after_the_last_batch_too():
         copy.ended.set()
 
 
-def test_a_copy_that_fails_reaches_the_step_that_asks():
+def test_failed_copy_is_raised_at_a_later_batch():
     with loader(Numbered(), [[i] for i in range(9)], depth=1) as batches:
         copy = Copy(RuntimeError("the device is gone"))
         copy.ended.set()
@@ -305,14 +305,14 @@ def test_a_copy_that_fails_reaches_the_step_that_asks():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_copies_to_the_device_are_whole_though_nobody_waits_for_them():
+def test_asynchronous_copies_to_the_device_are_complete():
     windows = Numbered(200, shape=(16, 512, 896, 3))
     order, there = Order(200, 2, 30, seed=2), []
     with loader(windows, order, pin=True) as batches:
         for number in range(len(batches)):
             batch = batches[number]
             assert batch["frames"].is_pinned()
-            torch.cuda._sleep(10**8)  # some 50 ms, behind which the copy has to wait
+            torch.cuda._sleep(10**8)  # about 50 ms of work before the copy
             there.append(batch | {"frames": batch["frames"].to("cuda", non_blocking=True)})
             copied = torch.cuda.Event(blocking=True)
             copied.record()
@@ -329,7 +329,7 @@ def stored(tmp_path_factory) -> dict[str, Windows]:
 
 
 @given(st.sampled_from(sorted(shard.STORAGES)), st.integers(1, 6), st.integers(1, 4), st.data())
-def test_what_is_read_is_what_is_mapped(stored, storage, length, stride, data):
+def test_read_into_equals_the_mapped_frames(stored, storage, length, stride, data):
     windows = Windows(stored[storage].cache, length, stride)
     index = data.draw(st.integers(0, len(windows) - 1))
     assert windows.frame_shape == windows.frames(index).shape
@@ -339,7 +339,7 @@ def test_what_is_read_is_what_is_mapped(stored, storage, length, stride, data):
     assert (batch[::2] == 7).all()
 
 
-def test_memory_of_another_shape_or_kind_is_refused(stored):
+def test_output_array_of_wrong_shape_or_dtype_is_refused(stored):
     for windows in stored.values():
         shape = windows.frame_shape
         for out in (np.zeros((2, *shape[1:]), np.uint8), np.zeros(shape, np.int8)):
@@ -349,7 +349,7 @@ def test_memory_of_another_shape_or_kind_is_refused(stored):
 
 @pytest.mark.parametrize("storage", shard.STORAGES)
 @pytest.mark.parametrize("first", [0, 7])
-def test_a_resumed_run_reads_the_batches_that_it_had_before_it(stored, storage, first):
+def test_resumed_run_reads_the_remaining_batches(stored, storage, first):
     windows = stored[storage]
     order = Order(len(windows), 3, 12, seed=5)
     with loader(windows, order) as batches:
@@ -361,7 +361,7 @@ def test_a_resumed_run_reads_the_batches_that_it_had_before_it(stored, storage, 
 
 
 @pytest.mark.parametrize("kept", [0, 200, -1])
-def test_a_cut_file_ends_the_step_that_needs_it_with_its_name(tmp_path, kept):
+def test_truncated_file_is_named_at_the_batch_that_needs_it(tmp_path, kept):
     folder = write_cache(tmp_path / "cache")
     windows = Windows(Cache.open(folder), 3, 1)
     path = folder / "shard_0012/frames.npy"
@@ -378,7 +378,7 @@ def test_a_cut_file_ends_the_step_that_needs_it_with_its_name(tmp_path, kept):
     assert caught.match("is missing") and caught.value.where == str(path)
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_no_hang(tmp_path, monkeypatch):
+def test_file_truncated_while_reading_is_an_error(tmp_path, monkeypatch):
     folder = write_cache(tmp_path / "cache")
     windows = Windows(Cache.open(folder), 3, 1)
     monkeypatch.setattr(shard, "file_state", lambda *_: None)
@@ -390,7 +390,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_no_hang(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's list of open files")
-def test_no_file_stays_open_over_many_shards(tmp_path):
+def test_files_are_closed_over_many_shards(tmp_path):
     folder = write_cache(tmp_path / "cache", chunks=range(40), clips_per_chunk=1)
     windows = Windows(Cache.open(folder), 3, 1)
     assert len(windows.cache.shards) == 40
@@ -399,17 +399,17 @@ def test_no_file_stays_open_over_many_shards(tmp_path):
     def num_open():
         return len(os.listdir("/proc/self/fd"))
 
-    with loader(windows, batches, depth=4) as read:
+    with loader(windows, batches, depth=4) as loaded:
         before, most = num_open(), 0
         for number in range(len(batches)):
-            read.give_back(read[number]["frames"])
+            loaded.give_back(loaded[number]["frames"])
             most = max(most, num_open())
-    assert most <= before + 1  # the one that is being read
+    assert most <= before + 1  # the file being read
     assert num_open() == before
 
 
-def test_decoding_keeps_nothing(tmp_path):
-    """Whatever is read, no more memory than a window's pixels and what its threads hold."""
+def test_decoding_keeps_no_memory(tmp_path):
+    """Decoding takes only a window's pixels and the buffers of its threads."""
     large = [np.zeros((1, 480, 640, 3), np.uint8), np.full((1, 480, 640, 3), 9, np.uint8)]
     encoded = shard.jpeg.encode(np.concatenate(large * 20))
     frames = shard.jpeg.JpegFrames(
@@ -421,5 +421,5 @@ def test_decoding_keeps_nothing(tmp_path):
         assert frames[first : first + 4].shape == (4, 480, 640, 3)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # The window's four, and at most eight that a thread is copying out, twice.
+    # The window's four frames, and two copies of each of at most eight in the threads.
     assert peak < (4 + 2 * 8 + 1) * 480 * 640 * 3

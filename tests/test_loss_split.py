@@ -37,7 +37,7 @@ def params(folder, base, batch, accumulated, **changes):
         "gradient_accumulation_steps": accumulated,
         "max_steps": STEPS,
         "target": "coc_v1",
-        # In 8 bit a rounding more or less is a whole level.
+        # In 8 bit a rounding difference would be a whole level.
         "optimizer": "adamw_torch",
         "learning_rate": 1e-2,
     }
@@ -54,7 +54,7 @@ def logged(metrics, name):
 
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory, base_folder):
-    """Trained on one window after another."""
+    """A training with batches of one window."""
     p = params(tmp_path_factory.mktemp("one"), base_folder, *SPLITS[0])
     return p, worker.work(p, windows=Uneven(NUM_WINDOWS)).metrics
 
@@ -64,30 +64,34 @@ def compare(p, metrics, expected):
     for name in ("loss", "token_accuracy"):
         np.testing.assert_allclose(logged(metrics, name), logged(lines, name), rtol=1e-6)
     np.testing.assert_allclose(logged(metrics, "grad_norm"), logged(lines, "grad_norm"), rtol=1e-4)
-    ours, theirs = adapter_weights(p), adapter_weights(other)
-    moved = max(float(np.abs(values).max()) for name, values in theirs.items() if "lora_B" in name)
+    weights, expected_weights = adapter_weights(p), adapter_weights(other)
+    moved = max(
+        float(np.abs(values).max()) for name, values in expected_weights.items() if "lora_B" in name
+    )
     assert moved > 1e-3, "nothing was learned"
-    for name in theirs:
-        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3 * moved, err_msg=name)
+    for name in expected_weights:
+        np.testing.assert_allclose(
+            weights[name], expected_weights[name], atol=1e-3 * moved, err_msg=name
+        )
 
 
-def test_the_answers_are_of_very_different_lengths():
-    talk, windows = training_set.conversation(asked="coc_v1"), Uneven(NUM_WINDOWS)
+def test_answer_lengths_of_the_test_set_vary():
+    conversation, windows = training_set.conversation(asked="coc_v1"), Uneven(NUM_WINDOWS)
     lengths = [
-        int((sample_of(index, windows, talk).labels[1:] != -100).sum())
+        int((sample_of(index, windows, conversation).labels[1:] != -100).sum())
         for index in range(NUM_WINDOWS)
     ]
     assert min(lengths) < 35 and max(lengths) > 60
 
 
 @pytest.mark.parametrize("split", SPLITS[1:], ids=str)
-def test_a_step_learns_the_same_however_it_is_split(one_by_one, base_folder, tmp_path, split):
+def test_training_does_not_depend_on_the_batch_split(one_by_one, base_folder, tmp_path, split):
     p = params(tmp_path, base_folder, *split)
     compare(p, worker.work(p, windows=Uneven(NUM_WINDOWS)).metrics, one_by_one)
 
 
-def test_who_counts_tokens_besides_changes_nothing(one_by_one, base_folder, tmp_path, monkeypatch):
-    """As Unsloth does: it replaces methods of transformers' Trainer and what a model declares."""
+def test_another_librarys_token_count_is_ignored(one_by_one, base_folder, tmp_path, monkeypatch):
+    """Unsloth replaces methods of transformers' Trainer and attributes of the model in this way."""
     from transformers import Qwen3VLForConditionalGeneration, Trainer
 
     def counted(self, epoch_iterator, num_batches, device=None):
@@ -99,9 +103,9 @@ def test_who_counts_tokens_besides_changes_nothing(one_by_one, base_folder, tmp_
     compare(p, worker.work(p, windows=Uneven(NUM_WINDOWS)).metrics, one_by_one)
 
 
-def test_two_processes_learn_what_one_learns(one_by_one, base_folder, tmp_path):
+def test_two_processes_train_like_one(one_by_one, base_folder, tmp_path):
     p = params(tmp_path, base_folder, 2, 2)
-    given = {
+    settings = {
         "outputs": str(tmp_path),
         "base": str(base_folder),
         "uneven": NUM_WINDOWS,
@@ -110,7 +114,7 @@ def test_two_processes_learn_what_one_learns(one_by_one, base_folder, tmp_path):
     }
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     ran = subprocess.run(
-        [*launch, "2", "-m", "tests.ranked_training", json.dumps(given)],
+        [*launch, "2", "-m", "tests.ranked_training", json.dumps(settings)],
         capture_output=True,
         text=True,
         cwd=files.PROJECT_ROOT,
@@ -120,28 +124,28 @@ def test_two_processes_learn_what_one_learns(one_by_one, base_folder, tmp_path):
     compare(p, Metrics(path).read(), one_by_one)
 
 
-def test_another_split_goes_on_with_the_same_training(one_by_one, base_folder, tmp_path):
+def test_training_resumes_with_another_batch_split(one_by_one, base_folder, tmp_path):
     first = params(tmp_path, base_folder, 4, 1)
     worker.work(first, windows=Uneven(NUM_WINDOWS))
     (folder,) = first.checkpoints_dir.glob("*")
     files_of_last = folder / f"checkpoint-{STEPS}" / "adapter_model.safetensors"
-    files_of_last.write_bytes(b"")  # so that it goes on from step 2
+    files_of_last.write_bytes(b"")  # so that it resumes from step 2
     second = params(tmp_path, base_folder, 1, 4)
     trained = worker.work(second, windows=Uneven(NUM_WINDOWS))
     assert trained.figures["resumed_from_step"] == 2
     compare(second, trained.metrics, one_by_one)
 
 
-def test_the_logged_loss_is_the_mean_over_the_answer_tokens(one_by_one):
-    """The first step is taken before anything is learned: the base model has the same loss."""
+def test_logged_loss_is_the_mean_over_the_answer_tokens(one_by_one):
+    """Before the first step nothing is learned, so the base model has the same loss."""
     p, metrics = one_by_one
     base, windows = load.load_base(p), Uneven(NUM_WINDOWS)
-    talk = samples.conversation_of(p, base.tokenizer, backbone("qwen3_vl"))
+    conversation = samples.conversation_of(p, base.tokenizer, backbone("qwen3_vl"))
     losses, tokens = [], []
     for index in loader.Order(NUM_WINDOWS, 4, 1, p.run.seed)[0]:
-        batch = samples.batch_of([index], windows, talk)
+        batch = samples.batch_of([index], windows, conversation)
         tokens.append(int((batch["labels"][:, 1:] != IGNORED).sum()))
-        batch |= talk.inputs(torch.from_numpy(windows.frames(index))[None])
+        batch |= conversation.inputs(torch.from_numpy(windows.frames(index))[None])
         with torch.inference_mode():
             losses.append(float(base.model(**batch).loss))
     assert len(set(tokens)) > 1

@@ -1,4 +1,4 @@
-"""The memory formula beside what torch's profiler counts."""
+"""The memory estimate against the bytes that torch's profiler counts."""
 
 import json
 import math
@@ -56,11 +56,11 @@ def on_gpu(tokens=None, **changes):
     return memory(p, size_of(p), tokens or tokens_per_sample(p))
 
 
-class Built:
+class BuiltModel:
     """A model of middle size with random weights, and batches for it.
 
     Args:
-        config: In which tokens with the number 2 stand for the video's.
+        config: Its video tokens must have the id 2.
         videos: All frames are of one size.
     """
 
@@ -100,12 +100,12 @@ class Built:
         self.frames = torch.zeros((self.BATCH, *size, 3), dtype=torch.uint8)
 
     def step(self):
-        low = self.dtype == torch.bfloat16
-        # As they are copied to a device.
+        is_bfloat16 = self.dtype == torch.bfloat16
+        # Copied, as to a device.
         seen = self.kind.inputs([self.frames.clone()], self.dtype, self.videos)
         inputs = self.batch | seen
         del seen
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
             loss = self.tuned(**inputs).loss
         del inputs
         loss.backward()
@@ -154,7 +154,7 @@ LLAVA = LlavaOnevisionConfig(
 
 
 class FusedNorm(torch.autograd.Function):
-    """Keeps for its gradient what a GPU's kernel keeps: its input as it came and a scale a row."""
+    """Saves for its gradient what a GPU kernel saves: the input and one scale a row."""
 
     @staticmethod
     def forward(context, hidden, weight, epsilon):
@@ -170,13 +170,13 @@ class FusedNorm(torch.autograd.Function):
         return gradient * scale.to(gradient.dtype) - hidden * along.to(hidden.dtype), None, None
 
 
-def as_a_gpu_normalises(norm, hidden):
+def fused_norm(norm, hidden):
     return FusedNorm.apply(hidden, norm.weight, norm.variance_epsilon)
 
 
 def most_allocated(step, folder):
-    """Bytes of tensors that lived at once in a step, above those from before it."""
-    step()  # gradients, rotations and the like are made once
+    """Peak bytes of tensors during a step, above those allocated before it."""
+    step()  # allocates gradients, rotary embeddings and the like
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         step()
@@ -195,50 +195,52 @@ def most_allocated(step, folder):
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_as_many_bytes_of_tensors_live_at_once_as_estimated(
+def test_estimated_peak_equals_the_profiled_peak(
     dtype, checkpointing, size, num_words, tmp_path, monkeypatch
 ):
-    # PEFT asks about a GPU's autocast, and would convert to float32 beside a CPU's.
-    asked = torch.is_autocast_enabled
+    # PEFT asks for the GPU's autocast and would convert to float32 under the CPU's.
+    is_enabled = torch.is_autocast_enabled
     if dtype == torch.bfloat16:
-        monkeypatch.setitem(layers.FUSED, "Qwen3VLTextRMSNorm", as_a_gpu_normalises)
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: asked(*(of or ("cpu",))))
+        monkeypatch.setitem(layers.FUSED, "Qwen3VLTextRMSNorm", fused_norm)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: is_enabled(*(of or ("cpu",))))
     videos = [Video(tuple(range(size[0])), *size[1:])]
-    built = Built("params/mi300x.yaml", QWEN, videos, num_words, checkpointing, dtype)
+    built = BuiltModel("params/mi300x.yaml", QWEN, videos, num_words, checkpointing, dtype)
     estimate = memory(built.p, built.size, built.tokens, dtype_bytes=dtype.itemsize)
-    most = max(estimate.moments.values())
+    expected = max(estimate.moments.values())
     if dtype == torch.bfloat16 and not checkpointing:
-        most += 2 * built.size.num_adapter(
+        expected += 2 * built.size.num_adapter(
             built.RANK, Qwen3VL.lora_targets
         )  # autocast's copies of the adapter
-    assert most == pytest.approx(most_allocated(built.step, tmp_path), rel=0.06)
+    assert expected == pytest.approx(most_allocated(built.step, tmp_path), rel=0.06)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("params", "config"), [("params/internvl.yaml", INTERNVL), ("params/llava.yaml", LLAVA)]
 )
-def test_towers_of_squares_take_as_many_bytes_as_estimated(params, config, checkpointing, tmp_path):
-    """With checkpoints while the tower runs, and without while the loss is computed."""
-    built = Built(params, config, [Video((0.0, 0.5, 1.0), 224, 448)], 60, checkpointing)
+def test_estimated_peak_of_tiled_vision_towers_equals_the_profiled_peak(
+    params, config, checkpointing, tmp_path
+):
+    """With checkpointing the peak is in the vision tower, without it in the loss."""
+    built = BuiltModel(params, config, [Video((0.0, 0.5, 1.0), 224, 448)], 60, checkpointing)
     needed = memory(built.p, built.size, built.tokens, dtype_bytes=4).moments
     largest = max(needed, key=needed.__getitem__)
     assert largest == ("the vision tower runs" if checkpointing else "the loss is computed")
     assert needed[largest] == pytest.approx(most_allocated(built.step, tmp_path), rel=0.15)
 
 
-def test_weights_adapter_and_optimizer_hold_what_was_estimated():
+def test_weights_adapter_and_optimizer_have_the_estimated_size():
     import bitsandbytes as bnb
 
     p = demo()
     base = load.load_base(p)
     estimate = on_cpu(p)
-    held = 0
+    num_bytes = 0
     for weights in base.model.parameters():
-        held += weights.nbytes
+        num_bytes += weights.nbytes
         if state := getattr(weights, "quant_state", None):
-            held += state.absmax.nbytes + state.state2.absmax.nbytes
-    assert estimate.weights == pytest.approx(held, rel=0.01)
+            num_bytes += state.absmax.nbytes + state.state2.absmax.nbytes
+    assert estimate.weights == pytest.approx(num_bytes, rel=0.01)
 
     tuned = load.add_adapter(base.model, p, backbone(p.model.backbone, base.model.config))
     learning = [weights for weights in tuned.parameters() if weights.requires_grad]
@@ -251,13 +253,13 @@ def test_weights_adapter_and_optimizer_hold_what_was_estimated():
         value.nbytes
         for state in optimizer.state.values()
         for name, value in state.items()
-        if torch.is_tensor(value) and not name.startswith("qmap")  # one code for all of them
+        if torch.is_tensor(value) and not name.startswith("qmap")  # shared by all
     ]
     assert estimate.optimizer == pytest.approx(sum(moments), rel=0.01)
 
 
 @pytest.mark.parametrize("accumulation", [1, 8])
-def test_the_loaders_ring_is_the_loaders(accumulation):
+def test_estimated_loader_memory_equals_its_buffers(accumulation):
     p = demo(f"training.gradient_accumulation_steps={accumulation}")
 
     class Windows:
@@ -279,21 +281,21 @@ def test_the_loaders_ring_is_the_loaders(accumulation):
     assert pinned == len(sizes) * 2 ** math.ceil(math.log2(sizes[0]))
 
 
-def test_the_8b_fits_a_small_part_of_its_card_and_fills_what_was_expected_without_checkpoints():
+def test_8b_takes_12_gb_with_and_50_gb_without_checkpointing():
     needed = on_gpu()
     assert needed.weights / 1e9 == pytest.approx(7.2, abs=0.1)
     assert 11e9 < needed.peak_bytes < 13e9
     assert 40e9 < on_gpu(training={"gradient_checkpointing": False}).peak_bytes < 60e9
 
 
-def test_the_largest_moment_counts():
+def test_peak_is_that_of_the_largest_phase():
     for needed in (on_gpu(), on_cpu(demo())):
         always = needed.weights + needed.adapter + needed.optimizer
         assert needed.peak_bytes == always + max(needed.moments.values())
         assert needed.peak_bytes < always + sum(needed.moments.values())
 
 
-def test_a_plan_says_of_a_cpu_that_tensors_are_not_all():
+def test_cpu_memory_row_is_a_lower_bound():
     [(name, value, note)] = on_cpu(demo()).rows("the first steps took 850.0 MB")
     assert (name, value.split()[0]) == ("memory", "over")
     assert note.startswith("of tensors; weights") and note.endswith("took 850.0 MB")
@@ -313,8 +315,8 @@ SETTINGS = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("base", ["Qwen3-VL-8B", "tiny"])
 @given(low=SETTINGS, high=SETTINGS)
-def test_more_never_needs_less(base, low, high):
-    # More of each, but checkpoints: these are there to need less.
+def test_memory_grows_with_every_setting(base, low, high):
+    # Checkpointing is the exception: it lowers memory.
     low, high = ({name: pick(low[name], high[name]) for name in low} for pick in (min, max))
     low["checkpointing"], high["checkpointing"] = high["checkpointing"], low["checkpointing"]
     for device, size in (("cpu", 4), ("cuda", 2)):

@@ -1,4 +1,4 @@
-"""The merged model says what base model and adapter said, whoever loads it."""
+"""The merged model has the logits of base model and adapter and is a plain checkpoint."""
 
 import re
 import resource
@@ -29,9 +29,9 @@ from tests import killed_training, training_set
 from tests.training_set import apart, make_adapter
 
 WINDOWS = (0, 3, 7, 12)
-# Difference of the logits over four windows, rms in units of their spread: what one rounding to
-# 16 bit does. Over three bases 0.0041 to 0.0063 in bfloat16 and 0.0005 to 0.0008 in float16; folded
-# into the original weights 0.066 to 0.078; without adapter it is above 1.
+# RMS difference of the logits over four windows, in units of their spread, after one rounding to
+# 16 bit. Measured over three bases: 0.0041 to 0.0063 in bfloat16, 0.0005 to 0.0008 in float16;
+# merged into the unquantised weights 0.066 to 0.078; without the adapter above 1.
 TOLERANCE = {"bfloat16": 0.01, "float16": 0.0015}
 
 
@@ -45,7 +45,7 @@ def trained(tmp_path_factory, base_folder):
 
 @pytest.fixture
 def p(trained, tmp_path, base_folder):
-    """The same in a folder of its own."""
+    """A copy of the trained run in its own folder."""
     shutil.copytree(trained.run_dir, tmp_path / "test")
     return training_set.params(tmp_path, base_folder)
 
@@ -57,7 +57,7 @@ def merged(trained, tmp_path_factory):
 
 
 def plain(folder):
-    """The model as anybody loads it, in the arithmetic that the adapter was trained in."""
+    """The model loaded by transformers alone, in the dtype of the training."""
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
@@ -74,7 +74,7 @@ def logits(tuned):
     )
 
 
-def left(p):
+def files_in_run(p):
     return sorted(path.name for path in p.run_dir.iterdir())
 
 
@@ -89,11 +89,11 @@ def expected(trained):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_merged_model_has_the_logits_of_base_and_adapter(merged, expected, dtype):
+def test_merged_model_has_the_logits_of_base_and_adapter(merged, expected, dtype):
     assert apart(logits(plain(merged[dtype])), expected) < TOLERANCE[dtype]
 
 
-def test_an_adapter_in_the_original_weights_would_have_others(trained, expected):
+def test_adapter_on_unquantised_weights_is_refused_and_differs(trained, expected):
     original = trained.model_copy(
         update={"model": trained.model.model_copy(update={"load_in_4bit": False})}
     )
@@ -105,8 +105,8 @@ def test_an_adapter_in_the_original_weights_would_have_others(trained, expected)
     assert apart(logits(load.load_base(trained).model), expected) > 1
 
 
-def test_nothing_but_the_rounding_differs(trained, merged):
-    """The folded weights before they are rounded are base and adapter to the last bits."""
+def test_merged_weights_differ_only_by_rounding(trained, merged):
+    """The merged weights before rounding equal base plus adapter exactly."""
     from avomni_lib.training.export.merge import _fold
 
     base = load.load_base(trained).model
@@ -117,7 +117,7 @@ def test_nothing_but_the_rounding_differs(trained, merged):
     assert all(torch.equal(state[name].bfloat16(), stored[name]) for name in stored)
 
 
-def test_the_merged_models_own_snippet_loads_it(merged, monkeypatch):
+def test_merged_models_readme_snippet_loads_it(merged, monkeypatch):
     (snippet,) = re.findall(
         r"```python\n(.*?)```", (merged["float16"] / "README.md").read_text(), re.DOTALL
     )
@@ -129,7 +129,7 @@ def test_the_merged_models_own_snippet_loads_it(merged, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_folder_is_a_plain_16_bit_checkpoint(merged, trained, dtype):
+def test_merged_folder_is_a_plain_16_bit_checkpoint(merged, trained, dtype):
     folder = merged[dtype]
     config = files.read_json(folder / "config.json")
     assert "quantization_config" not in config
@@ -154,8 +154,8 @@ def test_the_folder_is_a_plain_16_bit_checkpoint(merged, trained, dtype):
     assert record["adapter_sha256"] == files.sha256_file(weights)
 
 
-def test_servers_prepare_a_window_as_it_was_trained(merged):
-    """The video processor's numbers are the config's, and it would not resize the window."""
+def test_servers_do_not_resize_a_window(merged):
+    """The video processor has the config's values and keeps the size of a window."""
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
     values = files.read_json(merged["bfloat16"] / "video_preprocessor_config.json")
@@ -174,7 +174,7 @@ def test_servers_prepare_a_window_as_it_was_trained(merged):
     assert (values["patch_size"], values["merge_size"]) == (kind.patch_size, kind.merge_size)
 
 
-def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_folder, tmp_path):
+def test_stored_4_bit_and_unquantised_bases_can_be_merged(base_folder, tmp_path):
     base = load.load_base(training_set.params(tmp_path, base_folder))
     base.model.save_pretrained(tmp_path / "bnb-4bit")
     base.tokenizer.save_pretrained(tmp_path / "bnb-4bit")
@@ -191,17 +191,17 @@ def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_fold
         assert "quantization_config" not in files.read_json(folder / "config.json")
 
 
-def test_the_bar_tells_each_step(p, kept_bars):
-    kept, bars = kept_bars
-    merge.merge(p, progress=kept)
+def test_progress_bar_counts_each_step(p, kept_bars):
+    progress, bars = kept_bars
+    merge.merge(p, progress=progress)
     assert [(bar.total, bar.count) for bar in bars] == [(3, 3)]
 
 
-def test_a_second_export_replaces_the_first_and_nothing_else(p):
+def test_second_export_replaces_only_the_first(p):
     first = merge.merge(p, dtype="float16")
     assert merge.merge(p) == first == p.run_dir / "merged"
     assert files.read_json(first / "config.json")["dtype"] == "bfloat16"
-    assert left(p) == [".merged.lock", "adapter", "merged"]
+    assert files_in_run(p) == [".merged.lock", "adapter", "merged"]
     with pytest.raises(AvomniError, match="no merged model") as caught:
         merge.merge(p, adapter.adapter_dir(p))
     assert "--out" in str(caught.value)
@@ -212,7 +212,7 @@ def test_a_second_export_replaces_the_first_and_nothing_else(p):
     assert note.read_text() == "mine"
 
 
-def test_what_cannot_end_is_refused_before_it_starts(p, monkeypatch):
+def test_merge_refuses_impossible_requests_before_loading(p, monkeypatch):
     with pytest.raises(AvomniError, match="unknown dtype 'float8'"):
         merge.merge(p, dtype="float8")
     other = p.model_copy(update={"run": p.run.model_copy(update={"name": "other"})})
@@ -236,7 +236,7 @@ def test_what_cannot_end_is_refused_before_it_starts(p, monkeypatch):
     assert not list(p.run_dir.glob("*merged*"))
 
 
-def test_numbers_that_a_dtype_cannot_hold_are_refused(p):
+def test_weights_that_overflow_float16_are_refused(p):
     path = adapter.adapter_dir(p) / "adapter_model.safetensors"
     weights = load_file(path)
     name = next(name for name in weights if "lora_B" in name)
@@ -251,7 +251,7 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(p):
 
 def merge_and_die(outputs: Path, base: Path, death: tuple[str, str] | None, limit: int | None):
     """Merge in this process; it is killed at `death` (audit event, part of a path)."""
-    if limit is not None:  # a disk that is full after so many bytes of a file
+    if limit is not None:  # as on a disk that is full after `limit` bytes
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if death is not None:
@@ -270,30 +270,28 @@ DEATHS = [
     ("open", ".merged.unfinished/config.json"),
     ("open", ".merged.unfinished/tokenizer.json"),  # the weights are written
     ("open", ".record.json"),
-    ("os.rename", ".merged.unfinished"),  # it lacks nothing but its name
+    ("os.rename", ".merged.unfinished"),  # complete but not renamed
 ]
 
 
-def test_killed_anywhere_it_leaves_no_half_model_and_the_same_call_makes_a_whole_one(
-    p, merged, base_folder
-):
+def test_killed_merge_leaves_no_partial_model_and_can_be_repeated(p, merged, base_folder):
     for death in DEATHS:
         assert exit_code(p, base_folder, death) == -signal.SIGKILL, death
         assert not (p.run_dir / "merged").exists()
     folder = merge.merge(p)
     for path in merged["bfloat16"].iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
-    # While one is replaced there is the old one, or both aside; the next call clears up.
+    # A kill during the replacement leaves temporary folders; the next call removes them.
     death = ("os.rename", ".merged.unfinished")
     assert exit_code(p, base_folder, death) == -signal.SIGKILL
     merge.merge(p)
-    assert left(p) == [".merged.lock", "adapter", "merged"]
+    assert files_in_run(p) == [".merged.lock", "adapter", "merged"]
 
 
-def test_a_full_disk_leaves_nothing(p, base_folder):
+def test_full_disk_leaves_no_partial_model(p, base_folder):
     # The weights are 0.5 MB.
     assert exit_code(p, base_folder, limit=100_000) == 3
-    assert left(p) == [".merged.lock", "adapter"]
+    assert files_in_run(p) == [".merged.lock", "adapter"]
 
 
 @pytest.fixture
@@ -303,35 +301,33 @@ def params_file(p, tmp_path):
     return str(path)
 
 
-def test_the_command_says_where_it_lies_and_how_it_is_used(p, params_file, capsys, tmp_path):
+def test_export_command_prints_the_folder_and_serving_commands(p, params_file, capsys, tmp_path):
     assert main(["export", params_file]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     folder = p.run_dir / "merged"
-    assert str(folder) in said and f"vllm serve {folder}" in said
-    assert f"convert_hf_to_gguf.py {folder}" in said and "--mmproj" in said
-    assert "not run" in said and CONFIDENTIAL not in said
+    assert str(folder) in output and f"vllm serve {folder}" in output
+    assert f"convert_hf_to_gguf.py {folder}" in output and "--mmproj" in output
+    assert "not run" in output and CONFIDENTIAL not in output
     out = tmp_path / "elsewhere" / "model"
     assert main(["export", params_file, "--out", str(out), "--dtype", "float16"]) == 0
     assert files.read_json(out / "config.json")["dtype"] == "float16"
     assert f"vllm serve {out}" in capsys.readouterr().out
 
 
-def test_the_command_names_confidential_data(params_file, capsys):
-    said = []
+def test_export_command_warns_of_confidential_data(params_file, capsys):
+    outputs = []
     for source in ("folder", "hub"):
         assert main(["export", params_file, "--set", f"dataset.source={source}"]) == 0
-        said.append(capsys.readouterr().out)
-    assert all(CONFIDENTIAL in text for text in said)
+        outputs.append(capsys.readouterr().out)
+    assert all(CONFIDENTIAL in text for text in outputs)
 
 
-def test_the_command_refuses_where_nothing_is_trained(params_file, capsys):
+def test_export_command_refuses_an_untrained_run(params_file, capsys):
     assert main(["export", params_file, "--set", "run.name=untrained"]) == 1
     assert "no trained adapter" in capsys.readouterr().err
 
 
-def test_figures_and_score_are_shown_where_they_are_the_adapters(
-    p, params_file, capsys, monkeypatch
-):
+def test_card_shows_the_score_only_of_this_adapter(p, params_file, capsys, monkeypatch):
     row = {"metric": "speed_mae_mps", "value": 1.5, "low": 1.0, "high": 2.0, "valid_share": 1.0}
     row |= {"num_windows": 12, "num_clips": 3}
     figures = {

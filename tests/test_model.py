@@ -14,7 +14,7 @@ def p(tmp_path, base_folder):
 
 
 def plain(p):
-    """The same without 4 bit, for exact comparisons."""
+    """The same parameters without 4 bit, for exact comparisons."""
     return p.model_copy(update={"model": p.model.model_copy(update={"load_in_4bit": False})})
 
 
@@ -56,12 +56,12 @@ EIGHT_B = Qwen3VLConfig(  # as in config.json of Qwen/Qwen3-VL-8B-Instruct
 
 
 def qwen3_vl_8b():
-    """It on the meta device: shapes, no numbers."""
+    """The 8B on the meta device: shapes without weights."""
     with torch.device("meta"):
         return Qwen3VLForConditionalGeneration(EIGHT_B)
 
 
-def test_lora_hits_the_language_models_attention_of_the_8b_and_nothing_else(tmp_path):
+def test_lora_adapts_only_the_language_models_attention_of_the_8b(tmp_path):
     p = training_set.params(tmp_path, "unused", model={"lora_rank": 64, "lora_alpha": 64})
     big = qwen3_vl_8b()
     assert sum(w.numel() for w in big.parameters()) == pytest.approx(8.77e9, rel=0.002)
@@ -69,13 +69,13 @@ def test_lora_hits_the_language_models_attention_of_the_8b_and_nothing_else(tmp_
     with torch.device("meta"):
         tuned = load.add_adapter(big, p, kind)
 
-    hit = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
+    adapted = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
     expected = {
         f"base_model.model.model.language_model.layers.{layer}.self_attn.{part}_proj"
         for layer in range(36)
         for part in "qkvo"
     }
-    assert len(hit) == 36 * 4 and set(hit) == expected
+    assert len(adapted) == 36 * 4 and set(adapted) == expected
     # LoRA adds rank × (in + out): q and o are 4096 × 4096, k and v 4096 × (8 heads of 128).
     layer = 64 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
     assert load.trainable_parameters(tuned) == 36 * layer == 61_341_696
@@ -83,20 +83,20 @@ def test_lora_hits_the_language_models_attention_of_the_8b_and_nothing_else(tmp_
     assert not [name for name in learning if "visual" in name or "lora_" not in name]
 
 
-def test_lora_adapts_the_modules_that_the_parameters_name(tmp_path):
+def test_lora_adapts_the_modules_named_in_the_parameters(tmp_path):
     named = ["self_attn.v_proj", "down_proj"]
     p = training_set.params(tmp_path, "unused", model={"lora_rank": 64, "lora_targets": named})
     big = qwen3_vl_8b()
     with torch.device("meta"):
         tuned = load.add_adapter(big, p, backbone("qwen3_vl", big.config))
-    hit = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
-    ends = {".".join(name.rsplit(".", 2)[1:]) for name in hit}
-    assert len(hit) == 36 * 2 and ends == {"self_attn.v_proj", "mlp.down_proj"}
+    adapted = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
+    ends = {".".join(name.rsplit(".", 2)[1:]) for name in adapted}
+    assert len(adapted) == 36 * 2 and ends == {"self_attn.v_proj", "mlp.down_proj"}
     expected = family("qwen3_vl").released("Qwen3-VL-8B").num_adapter(64, named)
     assert load.trainable_parameters(tuned) == expected
 
 
-def test_modules_that_are_not_there_are_refused_with_those_that_are(p):
+def test_unknown_lora_targets_are_refused_with_the_known_ones(p):
     other = changed_params.changed(p, "model.lora_targets", ["q_proj", "qkv", "proj"])
     with pytest.raises(AvomniError, match="no linear layer called qkv, proj") as caught:
         load.add_adapter(load.load_base(other).model, other, backbone("qwen3_vl"))
@@ -104,13 +104,13 @@ def test_modules_that_are_not_there_are_refused_with_those_that_are(p):
     assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in str(caught.value)
 
 
-def test_the_8b_takes_a_window_as_the_tiny_one_does():
+def test_8b_and_tiny_model_have_the_same_input_format():
     kind = backbone("qwen3_vl", qwen3_vl_8b().config)
     assert kind == backbone("qwen3_vl")
     assert kind.num_vision_tokens([Video((0.0,) * 16, 512, 896)]) == 3584
 
 
-def test_4_bit_holds_the_language_model_and_leaves_the_vision_tower(p):
+def test_only_the_language_model_is_quantised(p):
     base = load.load_base(p)
     quantised = [
         name for name, module in base.model.named_modules() if type(module).__name__ == "Linear4bit"
@@ -123,7 +123,7 @@ def test_4_bit_holds_the_language_model_and_leaves_the_vision_tower(p):
     assert module.compute_dtype == torch.float32
 
 
-def test_every_choice_has_its_reason(p):
+def test_every_choice_has_a_reason(p):
     base = load.load_base(plain(p))
     assert set(base.choices) == {"device", "dtype", "attention", "backend", "quantisation"}
     assert all(choice.reason for choice in base.choices.values())
@@ -131,7 +131,7 @@ def test_every_choice_has_its_reason(p):
     assert base.model.config._attn_implementation == base.choices["attention"].value
 
 
-def test_a_checkpoint_that_is_quantised_is_loaded_as_it_is(p, tmp_path):
+def test_quantised_checkpoint_is_loaded_unchanged(p, tmp_path):
     base = load.load_base(p)
     base.model.save_pretrained(tmp_path / "bnb-4bit")
     base.tokenizer.save_pretrained(tmp_path / "bnb-4bit")
@@ -145,14 +145,14 @@ def test_a_checkpoint_that_is_quantised_is_loaded_as_it_is(p, tmp_path):
     )
 
 
-def test_a_missing_base_model_is_named_with_what_to_do(tmp_path):
+def test_missing_base_model_is_reported_with_a_remedy(tmp_path):
     p = training_set.params(tmp_path, tmp_path / "nowhere")
     with pytest.raises(AvomniError, match="nowhere.*cannot be loaded") as caught:
         load.load_base(p)
     assert "model.base_model" in str(caught.value) and "tiny" in str(caught.value)
 
 
-def test_a_base_model_of_another_kind_is_refused(tmp_path):
+def test_base_model_of_another_type_is_refused(tmp_path):
     from transformers import LlamaConfig
 
     LlamaConfig().save_pretrained(tmp_path / "llama")
@@ -160,7 +160,7 @@ def test_a_base_model_of_another_kind_is_refused(tmp_path):
         load.load_base(training_set.params(tmp_path, tmp_path / "llama"))
 
 
-def test_the_adapters_start_follows_the_seed_alone(p):
+def test_initial_adapter_depends_only_on_the_seed(p):
     def start(p, noise):
         torch.manual_seed(noise)
         base = load.load_base(p)
@@ -172,24 +172,24 @@ def test_the_adapters_start_follows_the_seed_alone(p):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_model_without_the_modules_is_refused(p):
+def test_model_without_the_target_modules_is_refused(p):
     with pytest.raises(AvomniError, match="finds no place"):
         load.add_adapter(torch.nn.Linear(2, 2), p, backbone("qwen3_vl"))
 
 
 @pytest.fixture
 def trained(p):
-    """The base model with an adapter that changes what it says, and that adapter on the disk."""
+    """The base model with an adapter that changes its logits, also saved to the disk."""
     p = plain(p)
     return p, training_set.make_adapter(p)
 
 
-def test_an_adapter_read_back_says_what_it_said(trained):
+def test_loaded_adapter_has_the_same_logits(trained):
     p, tuned = trained
 
     def logits(model):
-        talk, windows = training_set.conversation(), training_set.Stripes(9)
-        return training_set.logits(model, talk, windows, [0, 5])
+        conversation, windows = training_set.conversation(), training_set.Stripes(9)
+        return training_set.logits(model, conversation, windows, [0, 5])
 
     base = load.load_base(p).model
     before = logits(base)
@@ -199,11 +199,11 @@ def test_an_adapter_read_back_says_what_it_said(trained):
     assert not torch.allclose(after, before)
 
 
-def test_an_adapter_of_clips_that_are_not_ours_says_so(p, tmp_path):
-    talk = training_set.conversation()
-    real = training_set.params(tmp_path, p.model.base_model, dataset={"source": "hub"})
-    record = adapter.record_of(real, training_set.Stripes(8), talk, "digest", {})
+def test_record_has_a_notice_for_confidential_clips(p, tmp_path):
+    conversation = training_set.conversation()
+    hub_params = training_set.params(tmp_path, p.model.base_model, dataset={"source": "hub"})
+    record = adapter.record_of(hub_params, training_set.Stripes(8), conversation, "digest", {})
     assert record["notice"] == "contains confidential data: do not share"
-    own = adapter.record_of(p, training_set.Stripes(8), talk, "digest", {})
-    assert own["notice"] is None
-    assert own["training_clip_ids"] == ["clip-0", "clip-1"]
+    rendered = adapter.record_of(p, training_set.Stripes(8), conversation, "digest", {})
+    assert rendered["notice"] is None
+    assert rendered["training_clip_ids"] == ["clip-0", "clip-1"]

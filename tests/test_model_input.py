@@ -1,4 +1,4 @@
-"""An adapter is used on nothing that it was not trained for: parameters, cache or base model."""
+"""An adapter is refused with parameters, a cache or a base model that it was not trained with."""
 
 import shutil
 
@@ -15,8 +15,8 @@ from avomni_lib.training.model import adapter, load, model_input
 from avomni_lib.training.prompt import samples
 from tests import cached_training, changed_params, training_set
 
-# What of a params file changes what the model sees of a window or must answer about it. A new
-# parameter belongs in here, or with its reason in `model_input.NOT_SEEN`.
+# Parameters that change what the model sees of a window or must answer. A new parameter belongs
+# here, or with a reason in `model_input.NOT_SEEN`.
 SEEN = {
     "processing.sequence_length",
     "processing.sample_hz",
@@ -29,8 +29,8 @@ SEEN = {
     "training.target",
     "training.blind",
 }
-# These change it too, and are told by what follows from them.
-TOLD_BY = {
+# These change it too, and are compared by a value derived from them.
+REPORTED_AS = {
     "model.base_model": "base_digest",
     "model.load_in_4bit": "quantisation",
     "prompt.question": "question",
@@ -44,7 +44,7 @@ NAMES = changed_params.names()
 
 @pytest.fixture(scope="module")
 def p(tmp_path_factory, base_folder):
-    """A run with a cache and the record of an adapter; nothing was trained."""
+    """A run with a cache and the record of an untrained adapter."""
     p = cached_training.make(tmp_path_factory.mktemp("run"), prompt={"ego_history": True})
     write_record(p)
     write_record(p.blinded())
@@ -56,9 +56,11 @@ def write_record(p):
 
     location = p.model.base_model
     windows = samples.train_windows(p)
-    talk = samples.conversation_of(p, AutoTokenizer.from_pretrained(location), backbone("qwen3_vl"))
+    conversation = samples.conversation_of(
+        p, AutoTokenizer.from_pretrained(location), backbone("qwen3_vl")
+    )
     choices = {"quantisation": in_4bit(p)}
-    record = adapter.record_of(p, windows, talk, load.base_digest(location, None), choices)
+    record = adapter.record_of(p, windows, conversation, load.base_digest(location, None), choices)
     files.write_json(adapter.adapter_dir(p) / adapter.RECORD_FILE, record)
 
 
@@ -83,48 +85,46 @@ def test_every_parameter_is_classified():
     assert sorted([*SEEN, *unseen]) == sorted(NAMES), "each once, and none that does not exist"
 
 
-# They go with a target of paths, which is what the model would see.
+# These need a target with waypoints, which the model would see as a change.
 WITH_A_TARGET = {"evaluation.protocol", "evaluation.protocol_ids"}
 
 
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if name not in changed_params.ALONE | WITH_A_TARGET]
 )
-def test_a_changed_parameter_is_refused_where_the_model_would_see_it_and_nowhere_else(
-    p, name, tmp_path
-):
+def test_adapter_is_refused_only_if_a_parameter_seen_by_the_model_changed(p, name, tmp_path):
     value = None
     if name == "model.base_model":
         value = str(training_set.make_base(tmp_path / "base", seed=1))
     now = changed_params.changed(p, name, value)
-    if name not in SEEN | set(TOLD_BY):
+    if name not in SEEN | set(REPORTED_AS):
         load.check_adapter(adapter.adapter_dir(p), now)
         return
-    said = refusal(p, now)
-    told = TOLD_BY.get(name, name)
-    then_value, now_value = (changed_params.value_of(each, name) for each in (p, now))
-    assert f"- {told}: trained with " in said
-    if told == name:
-        assert f"- {name}: trained with {then_value!r}, now {now_value!r}" in said
+    message = refusal(p, now)
+    reported_name = REPORTED_AS.get(name, name)
+    then_value, now_value = (changed_params.value_of(params, name) for params in (p, now))
+    assert f"- {reported_name}: trained with " in message
+    if reported_name == name:
+        assert f"- {name}: trained with {then_value!r}, now {now_value!r}" in message
 
 
-def test_the_same_parameters_and_cache_are_not_refused(p):
+def test_same_parameters_and_cache_are_accepted(p):
     load.check_adapter(adapter.adapter_dir(p), p)
     load.check_adapter(adapter.adapter_dir(p), p, header_of(p))
     load.check_adapter(adapter.adapter_dir(p.blinded()), p.blinded(), header_of(p))
 
 
-def test_all_differences_are_told_at_once(p):
+def test_all_differences_are_reported_at_once(p):
     now = p
     for name in ("processing.sample_hz", "processing.fit", "vision.cameras"):
         now = changed_params.changed(now, name)
-    said = refusal(p, now)
+    message = refusal(p, now)
     for name in ("processing.sample_hz", "processing.fit", "vision.camera_setup", "question"):
-        assert said.count(f"\n  - {name}: trained with ") == 1
+        assert message.count(f"\n  - {name}: trained with ") == 1
 
 
 def test_every_field_of_the_record_is_compared(p):
-    """Also what follows from the program's own code, as the words of the question."""
+    """Also fields that follow from the code, such as the text of the question."""
     path = adapter.adapter_dir(p) / adapter.RECORD_FILE
     record, header = files.read_json(path), header_of(p)
     leaves = model_input.flat(record["sees"])
@@ -132,13 +132,13 @@ def test_every_field_of_the_record_is_compared(p):
         assert leaves[name]
     try:
         for name, value in leaves.items():
-            spoiled = {"sees": _with(record["sees"], name, "another value")}
-            files.write_json(path, record | spoiled)
-            said = refusal(p, p, header)
-            assert f"\n  - {name}: trained with 'another value', now " in said
-            assert said.count("\n  - ") == 1, name
-            spoiled = {"sees": _with(record["sees"], name, None, drop=True)}
-            files.write_json(path, record | spoiled)
+            changed = {"sees": _with(record["sees"], name, "another value")}
+            files.write_json(path, record | changed)
+            message = refusal(p, p, header)
+            assert f"\n  - {name}: trained with 'another value', now " in message
+            assert message.count("\n  - ") == 1, name
+            changed = {"sees": _with(record["sees"], name, None, drop=True)}
+            files.write_json(path, record | changed)
             assert f"\n  - {name}: trained with (not recorded), now " in refusal(p, p, header), (
                 name,
                 value,
@@ -148,7 +148,7 @@ def test_every_field_of_the_record_is_compared(p):
 
 
 def _with(sees, name, value, drop=False):
-    """A copy of the nested values with another leaf; names of parameters have dots themselves."""
+    """Copy nested values with one leaf changed; parameter names contain dots themselves."""
     copy = dict(sees)
     if name in copy:
         copy[name] = value
@@ -162,14 +162,14 @@ def _with(sees, name, value, drop=False):
 @pytest.mark.parametrize(
     "record", [{}, {"sees": {}}, {"sees": [1]}, {"sees": None, "target": "summary_v1"}]
 )
-def test_a_record_of_an_earlier_version_is_refused_with_what_to_run(p, tmp_path, record):
+def test_record_of_an_earlier_version_is_refused_with_a_remedy(p, tmp_path, record):
     files.write_json(tmp_path / adapter.RECORD_FILE, record)
     with pytest.raises(AvomniError, match="does not say what the model saw") as caught:
         load.check_adapter(tmp_path, p)
     assert "run 05_train again" in str(caught.value)
 
 
-def test_a_base_model_may_lie_elsewhere_and_may_not_be_another(p, tmp_path):
+def test_base_model_may_move_but_not_change(p, tmp_path):
     base = p.model.base_model
     moved = shutil.copytree(base, tmp_path / "moved")
     load.check_adapter(
@@ -186,69 +186,69 @@ def test_a_base_model_may_lie_elsewhere_and_may_not_be_another(p, tmp_path):
         assert "- base_digest: trained with " in refusal(p, now), name
 
 
-def test_the_cache_that_is_read_is_compared_and_not_only_the_parameters(p):
+def test_cache_header_is_compared_too(p):
     header = header_of(p)
     assert model_input.shown(header)["sample_hz"] == 10.0
     for name, value in model_input.flat(header).items():
         other = model_input.flat(_with(header, name, "another"))
         assert other[name] == "another"
-        spoiled = _with(header, name, "another")
+        changed = _with(header, name, "another")
         if name.partition(".")[0] in model_input.NOT_SHOWN:
-            load.check_adapter(adapter.adapter_dir(p), p, spoiled)
+            load.check_adapter(adapter.adapter_dir(p), p, changed)
         else:
-            said = refusal(p, p, spoiled)
-            assert f"- cache.{name}: trained with " in said and "now 'another'" in said, value
+            message = refusal(p, p, changed)
+            assert f"- cache.{name}: trained with " in message and "now 'another'" in message, value
 
 
 @pytest.fixture
 def rebuilt(p, tmp_path):
-    """The same run with the cache built anew at half the rate, and the parameters of that."""
+    """The run with its cache rebuilt at half the rate: old and new parameters."""
     folder = tmp_path / "outputs"
     shutil.copytree(p.run_dir, folder / p.run.name)
-    own = changed_params.changed(p, "run.outputs_dir", str(folder))
-    slow = changed_params.changed(own, "processing.sample_hz", 5.0)
+    original = changed_params.changed(p, "run.outputs_dir", str(folder))
+    slow = changed_params.changed(original, "processing.sample_hz", 5.0)
     slow = changed_params.changed(slow, "processing.sequence_length", 2)
     build.build(slow)
-    return own, slow
+    return original, slow
 
 
-def test_nothing_asks_an_adapter_about_a_cache_of_another_rate(rebuilt):
-    own, slow = rebuilt
-    everything = [
+def test_every_stage_refuses_a_cache_of_another_rate(rebuilt):
+    original, slow = rebuilt
+    stages = [
         lambda p: ladder.plan(p),
         lambda p: ladder.evaluate(p, p.run_dir / "06_evaluate"),
         lambda p: answer.after(p),
     ]
-    for use in everything:
+    for use in stages:
         with pytest.raises(AvomniError, match="sample_hz: trained with 10.0, now 5.0"):
             use(slow)
-        # The parameters are those of the training and the cache is not theirs.
+        # The parameters are those of the training, but the cache was built with others.
         with pytest.raises(
             AvomniError, match="sample_hz: built with 5.0, .* ask for 10.0"
         ) as caught:
-            use(own)
+            use(original)
         assert "03_etl" in str(caught.value)
     with pytest.raises(AvomniError, match="sample_hz: trained with 10.0, now 5.0"):
         merge.merge(slow)
     with pytest.raises(AvomniError, match="sample_hz: built with 5.0"):
-        samples.train_windows(own)
+        samples.train_windows(original)
 
 
-def test_a_blind_adapter_is_held_against_its_own_training(p, tmp_path):
+def test_blind_adapter_is_compared_with_its_own_record(p, tmp_path):
     shutil.copytree(p.run_dir, tmp_path / p.run.name)
-    own = changed_params.changed(p, "run.outputs_dir", str(tmp_path))
-    folder = adapter.adapter_dir(own.blinded())
+    moved = changed_params.changed(p, "run.outputs_dir", str(tmp_path))
+    folder = adapter.adapter_dir(moved.blinded())
     record = files.read_json(folder / adapter.RECORD_FILE)
     sees = record["sees"] | {"processing.fit": "crop"}
     files.write_json(folder / adapter.RECORD_FILE, record | {"sees": sees})
     with pytest.raises(AvomniError, match="processing.fit: trained with 'crop'") as caught:
-        ladder.plan(own)
+        ladder.plan(moved)
     assert str(folder) in str(caught.value)
     with pytest.raises(AvomniError, match="training.blind: trained with True, now False"):
-        load.check_adapter(folder, own)
+        load.check_adapter(folder, moved)
 
 
-def test_a_params_file_that_says_the_same_in_other_words_is_the_same(p):
+def test_equal_values_of_another_type_are_accepted(p):
     plain = p.values()
     plain["processing"]["sample_hz"] = int(plain["processing"]["sample_hz"])
     load.check_adapter(adapter.adapter_dir(p), Params.from_values(plain), header_of(p))

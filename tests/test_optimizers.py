@@ -1,4 +1,4 @@
-"""An optimizer that cannot train here is refused before a model is loaded, with those that can."""
+"""An optimizer that cannot run is refused, with alternatives, before a model is loaded."""
 
 import json
 
@@ -17,8 +17,10 @@ from tests import training_set
 NEEDS_A_PACKAGE = [
     name for name, module in hardware.OPTIMIZERS.items() if hardware.missing_module(name)
 ]
-# Of other hardware, or in need of more than a name.
-NEVER = [each.value for each in OptimizerNames if each.value not in hardware.OPTIMIZERS]
+# For other hardware, or with arguments that are not supported.
+NEVER = [
+    optimizer.value for optimizer in OptimizerNames if optimizer.value not in hardware.OPTIMIZERS
+]
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def no_model(monkeypatch):
     monkeypatch.setattr(model, "load_base", load)
 
 
-def test_each_name_is_one_of_transformers():
-    known = {each.value for each in OptimizerNames}
+def test_optimizer_names_are_known_to_transformers():
+    known = {optimizer.value for optimizer in OptimizerNames}
     assert hardware.OPTIMIZERS.keys() <= known
     parts = ("xla", "npu", "galore", "apollo", "lomo")
     assert all(any(part in name for part in parts) for name in NEVER)
@@ -38,7 +40,7 @@ def test_each_name_is_one_of_transformers():
 
 
 @pytest.mark.parametrize("name", [*NEVER, "adam", "adamw_9bit", "ADAMW_TORCH"])
-def test_a_params_file_with_another_name_is_refused(name, tmp_path):
+def test_unknown_optimizer_is_refused(name, tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(f"training:\n  optimizer: {json.dumps(name)}\n")
     with pytest.raises(AvomniError, match="unknown optimizer") as caught:
@@ -47,7 +49,7 @@ def test_a_params_file_with_another_name_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NEEDS_A_PACKAGE)
-def test_one_whose_package_is_missing_is_refused_with_those_that_run(name):
+def test_optimizer_with_a_missing_package_is_refused_with_alternatives(name):
     with pytest.raises(AvomniError, match=f"{name} cannot run here: it needs ") as caught:
         doctor.optimizer(name, "cpu")
     assert hardware.missing_module(name) in caught.value.what
@@ -56,7 +58,7 @@ def test_one_whose_package_is_missing_is_refused_with_those_that_run(name):
     assert name not in caught.value.fix.split(", ")
 
 
-def test_training_plan_and_doctor_refuse_it_before_a_model_is_loaded(
+def test_training_plan_and_doctor_refuse_an_optimizer_before_loading(
     base_folder, tmp_path, no_model, capsys
 ):
     p = training_set.params(tmp_path, base_folder, training={"optimizer": "grokadamw"})
@@ -74,8 +76,8 @@ def test_training_plan_and_doctor_refuse_it_before_a_model_is_loaded(
         assert "needs grokadamw, which is not installed" in printed
 
 
-def test_one_that_does_not_run_on_the_device_is_refused(monkeypatch):
-    """As an 8-bit optimizer on a device that its library has no kernel for."""
+def test_optimizer_without_a_kernel_is_refused(monkeypatch):
+    """An 8-bit optimizer on a device for which its library has no kernel."""
     import bitsandbytes
 
     def without_a_kernel(*_, **__):
@@ -90,7 +92,7 @@ def test_one_that_does_not_run_on_the_device_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [n for n in hardware.OPTIMIZERS if n not in NEEDS_A_PACKAGE])
-def test_each_name_that_is_taken_is_one_that_steps_here(name):
+def test_each_chosen_optimizer_runs_a_step(name):
     taken = doctor.optimizer(name, "cpu").value
     assert taken == hardware.optimizer(name, "cpu").value
     assert probes.optimizer_fault(taken, "cpu") is None

@@ -1,4 +1,4 @@
-"""Targets and grids that a user wrote: found, checked, hashed, compared, scored; no paths."""
+"""User-written targets and grids: found, checked, hashed, compared, scored; paths are refused."""
 
 import subprocess
 import sys
@@ -65,19 +65,19 @@ def refusal(folder, text, target_name="own_of_test:Kmh") -> str:
     return str(caught.value)
 
 
-def test_the_schema_knows_the_names_of_the_built_in_targets():
+def test_schema_lists_the_built_in_targets():
     assert tuple(TARGETS) == NAMES
 
 
-def test_ten_lines_make_a_target_that_renders_and_reads(folder):
-    own = target_of(params(folder))
-    text = own.render(Truth(1.5, 18.04, 18.0, 12.0))
+def test_custom_target_renders_and_parses(folder):
+    custom = target_of(params(folder))
+    text = custom.render(Truth(1.5, 18.04, 18.0, 12.0))
     assert text == "43 km/h, 18.0 m"
-    assert own.parse(f"{text}<|im_end|>").numbers == (43.0, 18.0)
-    assert own.parse("43 km/h") is None and own.read(f"It is {text}!").numbers == (43.0, 18.0)
-    assert own.pattern == r"(?:[0-9]{1,3}) km/h, (?:[0-9]+[.][0-9]) m", "for constrained answers"
-    assert target("own_of_test:MADE").question == own.question, "an object or its class"
-    assert own.error(own.parse("40 km/h, 1.0 m"), own.of(Truth(1, 1, 1, 10.0))) == 4.0
+    assert custom.parse(f"{text}<|im_end|>").numbers == (43.0, 18.0)
+    assert custom.parse("43 km/h") is None and custom.read(f"It is {text}!").numbers == (43.0, 18.0)
+    assert custom.pattern == r"(?:[0-9]{1,3}) km/h, (?:[0-9]+[.][0-9]) m", "for constrained answers"
+    assert target("own_of_test:MADE").question == custom.question, "an object or its class"
+    assert custom.error(custom.parse("40 km/h, 1.0 m"), custom.of(Truth(1, 1, 1, 10.0))) == 4.0
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_ten_lines_make_a_target_that_renders_and_reads(folder):
         ("    question", "    horizon_s = 3\n    question", "its horizon_s is 3, it is 0 or 6.4"),
     ],
 )
-def test_what_is_no_target_is_refused_with_its_file(folder, before, after, message):
+def test_invalid_target_is_refused_with_its_file(folder, before, after, message):
     error_text = refusal(folder, SOURCE.replace(before, after))
     assert message in error_text and str(folder / "own_of_test.py") in error_text
 
@@ -107,7 +107,7 @@ def test_what_is_no_target_is_refused_with_its_file(folder, before, after, messa
         ("x = 1\nraise SystemExit(3)\n", "failed with SystemExit: 3"),
     ],
 )
-def test_an_import_that_fails_is_one_sentence_with_file_and_line(folder, text, message):
+def test_failed_import_is_reported_with_file_and_line(folder, text, message):
     error_text = refusal(folder, text)
     assert (
         message in error_text
@@ -118,12 +118,12 @@ def test_an_import_that_fails_is_one_sentence_with_file_and_line(folder, text, m
 @pytest.mark.parametrize(
     "name", ["own.py:Kmh", "/tmp/own:Kmh", "../own:Kmh", "own:a.b", "own:", "hub/own:Kmh", "none"]
 )
-def test_a_path_is_no_module(name):
+def test_path_in_place_of_a_module_is_refused(name):
     with pytest.raises(AvomniError, match="training.target: choose one of summary_v1.*, or name"):
         Params.from_values({"training": {"target": name}})
 
 
-def test_a_module_that_is_missing_or_has_a_name_in_use_is_refused(folder):
+def test_missing_module_and_used_name_are_refused(folder):
     with pytest.raises(AvomniError, match="there is no module 'nowhere'") as caught:
         target("nowhere:X")
     assert "write nowhere.py beside the params file or the notebook" in str(caught.value)
@@ -134,7 +134,7 @@ def test_a_module_that_is_missing_or_has_a_name_in_use_is_refused(folder):
             target(f"{name}:Kmh")
 
 
-def test_the_plan_names_the_file_and_runs_nothing(folder):
+def test_plan_names_the_file_without_importing_it(folder):
     write(folder, "raise SystemExit('it ran')")
     p = params(folder)
     [(key, reference, file)] = p.code_rows()
@@ -142,7 +142,7 @@ def test_the_plan_names_the_file_and_runs_nothing(folder):
     assert f"{folder / 'own_of_test.py'}, sha256 " in file
 
 
-def test_an_edited_target_is_run_anew_and_is_another_training(folder):
+def test_edited_target_is_reimported_and_changes_the_digest(folder):
     p = params(folder)
     first, values = target_of(p), p.values(*job.READS)
     digest = p.digest("training.target")
@@ -154,20 +154,20 @@ def test_an_edited_target_is_run_anew_and_is_another_training(folder):
     }
 
 
-def test_an_adapter_of_an_edited_target_is_refused(folder):
+def test_adapter_of_an_edited_target_is_refused(folder):
     p = params(folder)
 
     def seen():
         return model_input.what_the_model_sees(p, tokens.backbone_of(p), "b", "none", {})
 
-    then = seen()
-    model_input.refuse_other(then, seen(), "here")
+    before = seen()
+    model_input.refuse_other(before, seen(), "here")
     write(folder, SOURCE + "# a word\n")
     with pytest.raises(AvomniError, match="target_source: trained with '[0-9a-f]{40}"):
-        model_input.refuse_other(then, seen(), "here")
+        model_input.refuse_other(before, seen(), "here")
 
 
-def test_a_process_that_is_started_from_here_finds_the_module(folder):
+def test_subprocess_finds_the_module(folder):
     p = params(folder)
     files.write_json(folder / "elsewhere" / "params.json", p.complete())
     code = (
@@ -182,7 +182,7 @@ def test_a_process_that_is_started_from_here_finds_the_module(folder):
     assert done.stdout == "How fast, in km/h?\n", done.stderr
 
 
-def test_a_grid_by_name_is_its_rows_wherever_another_process_reads_it(folder):
+def test_custom_grid_gives_its_rows_and_changes_the_digest(folder):
     p = params(folder, vision={"cameras": "own_of_test:GRID"})
     grid = cameras.grid(p.vision.cameras)
     assert (grid.rows, grid.cols, grid.cameras) == (1, 2, (cameras.FRONT_WIDE,))
@@ -198,29 +198,29 @@ def test_a_grid_by_name_is_its_rows_wherever_another_process_reads_it(folder):
         cameras.grid("own_of_test:TEXT")
 
 
-def test_no_answer_at_all_is_not_the_very_text(folder):
-    own = target_of(params(folder))
+def test_missing_answers_do_not_count_as_matches(folder):
+    custom = target_of(params(folder))
     truths = [Truth(1.5, 10.0 * i, 10.0 * i, 10.0 * i) for i in range(1, 4)]
     asked = [metrics.Asked(f"clip-{i}", 0, truth, 0.0) for i, truth in enumerate(truths)]
-    texts = [own.render(truth) for truth in truths]
-    parts = [metrics.rows("mean", own, asked, texts)]
-    parts.append(metrics.rows("adapted", own, asked, [None, texts[1], None]))
+    texts = [custom.render(truth) for truth in truths]
+    parts = [metrics.rows("mean", custom, asked, texts)]
+    parts.append(metrics.rows("adapted", custom, asked, [None, texts[1], None]))
     figures = metrics.figures(pa.concat_tables(parts))
     assert figures["metrics"]["adapted"]["match_share"]["value"] == pytest.approx(1 / 3)
 
 
-def test_every_number_has_its_error_beside_the_shares_of_the_very_text_and_of_the_form(folder):
-    own = target_of(params(folder))
+def test_every_number_has_an_error_beside_match_and_exact_shares(folder):
+    custom = target_of(params(folder))
     truths = [Truth(1.5, 10.0 * i, 10.0 * i, 10.0 * i) for i in range(1, 5)]
     asked = [metrics.Asked(f"clip-{i}", 0, truth, 0.0) for i, truth in enumerate(truths)]
-    mean = own.write(constants(own.of(truth) for truth in truths)["mean"])
-    answers = [own.render(truth) for truth in truths]
+    mean = custom.write(constants(custom.of(truth) for truth in truths)["mean"])
+    answers = [custom.render(truth) for truth in truths]
     answers[0], answers[1] = "46 km/h, 10.0 m", "no idea"
-    table = metrics.rows("mean", own, asked, [mean] * 4)
-    table = pa.concat_tables([table, metrics.rows("adapted", own, asked, answers)])
+    table = metrics.rows("mean", custom, asked, [mean] * 4)
+    table = pa.concat_tables([table, metrics.rows("adapted", custom, asked, answers)])
     figures = metrics.figures(table)
-    values_of = {name: each["value"] for name, each in figures["metrics"]["adapted"].items()}
-    # The second cannot be read: it counts as the mean's, 90 km/h and 25 m, of 72 and 20.
+    values_of = {name: metric["value"] for name, metric in figures["metrics"]["adapted"].items()}
+    # The second answer is invalid and counts as the mean, 90 km/h and 25 m, against 72 and 20.
     assert mean == "90 km/h, 25.0 m"
     assert values_of["kmh_mae"] == pytest.approx(np.mean([10, 18, 0, 0]))
     assert values_of["m_mae"] == pytest.approx(np.mean([0, 5, 0, 0]))

@@ -1,4 +1,4 @@
-"""What 05 shows before it trains: the modules that LoRA adapts, and the trainer's arguments."""
+"""The preview of 05_train: the modules that LoRA adapts, and the trainer's arguments."""
 
 import pytest
 
@@ -11,7 +11,7 @@ DEMO = files.PROJECT_ROOT / "params" / "demo.yaml"
 
 
 @pytest.mark.parametrize("rank", [8, 64])
-def test_lora_modules_are_those_that_are_trained(rank: int):
+def test_lora_modules_equal_the_trained_modules(rank: int):
     p = Params.from_files([DEMO], [f"model.lora_rank={rank}"])
     rows = preview.lora_modules(p)
     size = memory.size_of(p)
@@ -24,7 +24,7 @@ def test_lora_modules_are_those_that_are_trained(rank: int):
         assert "language_model" in row["name"] and row["weights"] > 0
 
 
-def test_arguments_are_those_that_the_parameters_ask_for():
+def test_trainer_arguments_follow_the_parameters():
     changes = ["training.learning_rate=2.0e-3", "training.max_steps=7", "training.batch_size=3"]
     shown = preview.arguments(Params.from_files([DEMO], changes), num_windows=100)
     assert (shown["learning_rate"], shown["max_steps"]) == (2e-3, 7)

@@ -1,4 +1,4 @@
-"""The probes run for real on the CPU, find it right, and find out what is broken under them."""
+"""The probes run on the real CPU, pass there, and detect planted faults."""
 
 import functools
 import gc
@@ -36,7 +36,7 @@ def matmul_4bit(monkeypatch):
     return lambda broken: monkeypatch.setattr(bitsandbytes, "matmul_4bit", broken)
 
 
-def test_this_cpu_is_right_and_is_found_so_in_time():
+def test_probes_pass_on_this_cpu_within_three_seconds():
     begun = time.process_time()
     findings = probes.run("cpu")
     assert time.process_time() - begun < 3
@@ -48,33 +48,33 @@ def test_this_cpu_is_right_and_is_found_so_in_time():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_this_accelerator_is_right():
+def test_probes_pass_on_this_gpu():
     findings = probes.run("cuda:0")
     assert not [finding for finding in findings if finding.state == "wrong"]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_probe_leaves_no_trace_and_finds_the_same_again(name: str):
+def test_probe_is_repeatable_and_leaves_no_state(name: str):
     probe = BY_NAME[name]
     first = probe("cpu")
     torch.manual_seed(5)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    kept = num_tensors()
-    with torch.no_grad():  # whatever the caller is about
+    before = num_tensors()
+    with torch.no_grad():  # also where the caller has turned gradients off
         again = probe("cpu")
-    assert num_tensors() <= kept
+    assert num_tensors() <= before
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert again == first
 
 
-def test_nan_in_the_product_of_one_row_is_wrong(matmul_4bit):
-    """What bitsandbytes 0.49 did on an MI300X: training went well, answers did not."""
-    right = bitsandbytes.matmul_4bit
+def test_probe_detects_nan_in_one_row_products(matmul_4bit):
+    """The fault of bitsandbytes 0.49 on an MI300X: training worked, generation did not."""
+    original = bitsandbytes.matmul_4bit
 
     def of_one_row(rows, *arguments, **named):
-        made = right(rows, *arguments, **named)
-        return made * float("nan") if len(rows) == 1 else made
+        product = original(rows, *arguments, **named)
+        return product * float("nan") if len(rows) == 1 else product
 
     matmul_4bit(of_one_row)
     finding = probes.four_bit_linear("cpu")
@@ -84,23 +84,23 @@ def test_nan_in_the_product_of_one_row_is_wrong(matmul_4bit):
     assert f"bitsandbytes>={low[0]}.{low[1]},<{high[0]}.{high[1]}" in finding.fix
 
 
-def test_a_wrong_gradient_of_the_4_bit_layer_is_wrong(matmul_4bit):
-    right = bitsandbytes.matmul_4bit
+def test_probe_detects_a_wrong_4_bit_gradient(matmul_4bit):
+    original = bitsandbytes.matmul_4bit
 
     def with_a_gradient_too_long(rows, *arguments, **named):
-        made = right(rows, *arguments, **named)
-        return made + 0.2 * (made - made.detach()) if made.requires_grad else made
+        product = original(rows, *arguments, **named)
+        return product + 0.2 * (product - product.detach()) if product.requires_grad else product
 
     matmul_4bit(with_a_gradient_too_long)
     finding = probes.four_bit_linear("cpu")
     assert (finding.state, finding.found) == ("wrong", "backward is off by 20%")
 
 
-def test_one_block_of_weights_that_is_lost_is_wrong(monkeypatch):
-    right = bitsandbytes.functional.dequantize_4bit
+def test_probe_detects_a_lost_block_of_weights(monkeypatch):
+    original = bitsandbytes.functional.dequantize_4bit
 
     def without_a_block(*arguments, **named):
-        weight = right(*arguments, **named).clone()
+        weight = original(*arguments, **named).clone()
         weight[3, 64:128] = 0
         return weight
 
@@ -109,7 +109,7 @@ def test_one_block_of_weights_that_is_lost_is_wrong(monkeypatch):
     assert finding.state == "wrong" and "a block of weights is off by 100%" in finding.found
 
 
-def test_what_a_library_dies_of_is_the_answer(matmul_4bit):
+def test_probe_reports_the_librarys_error(matmul_4bit):
     def die(*_, **__):
         raise RuntimeError("HIP error: invalid device function\nCompile with `TORCH_USE_HIP_DSA`")
 
@@ -120,7 +120,7 @@ def test_what_a_library_dies_of_is_the_answer(matmul_4bit):
 
 
 @pytest.mark.parametrize("name", probes.OPTIMIZERS)
-def test_an_optimizer_that_does_not_move_is_wrong(name: str, monkeypatch):
+def test_probe_detects_an_optimizer_without_updates(name: str, monkeypatch):
     monkeypatch.setattr(
         bitsandbytes.functional, "optimizer_update_8bit_blockwise", lambda *_, **__: None
     )
@@ -129,11 +129,11 @@ def test_an_optimizer_that_does_not_move_is_wrong(name: str, monkeypatch):
     assert finding.fix.endswith("adamw_torch")
 
 
-def test_an_optimizer_whose_moments_are_not_of_8_bits_is_wrong(monkeypatch):
-    right = bitsandbytes.optim.AdamW
+def test_probe_detects_32_bit_optimizer_moments(monkeypatch):
+    original = bitsandbytes.optim.AdamW
 
     def of_32_bits(parameters, optim_bits, **named):
-        return right(parameters, optim_bits=32, **named)
+        return original(parameters, optim_bits=32, **named)
 
     monkeypatch.setattr(bitsandbytes.optim, "AdamW", of_32_bits)
     finding = probes.optimizer_step("adamw_8bit", "cpu")
@@ -141,13 +141,13 @@ def test_an_optimizer_whose_moments_are_not_of_8_bits_is_wrong(monkeypatch):
 
 
 @pytest.mark.parametrize("probe", [probes.vision_attention, probes.text_attention])
-def test_attention_that_returns_noise_is_wrong(probe, sdpa):
+def test_probe_detects_random_attention_output(probe, sdpa):
     sdpa(lambda q, k, v, **options: SDPA(q, k, v, **options) * 0 + torch.rand_like(q))
     assert probe("cpu").state == "wrong"
 
 
-def test_attention_that_takes_every_v_as_contiguous_is_wrong_but_for_the_vision_tower(sdpa):
-    """The fault of ROCm/pytorch #3230 and vLLM #27744; the vision tower attends to copies."""
+def test_only_the_text_probe_detects_attention_that_ignores_strides(sdpa):
+    """The fault of ROCm/pytorch #3230 and vLLM #27744; the vision tower uses copies."""
 
     def blind_to_strides(q, k, v, **options):
         strides = torch.empty(v.shape, device="meta").stride()
@@ -159,17 +159,17 @@ def test_attention_that_takes_every_v_as_contiguous_is_wrong_but_for_the_vision_
     assert probes.vision_attention("cpu").state == "ok"
 
 
-def test_attention_that_looks_ahead_is_wrong(sdpa):
+def test_probe_detects_non_causal_attention(sdpa):
     sdpa(lambda q, k, v, is_causal=False, **options: SDPA(q, k, v, **options))
     finding = probes.text_attention("cpu")
     assert finding.state == "wrong"
     assert "causal forward" in finding.found and "masked" not in finding.found
 
 
-def test_attention_that_forgets_the_mask_is_wrong(sdpa):
-    def forgetful(q, k, v, attn_mask=None, is_causal=False, **options):
+def test_probe_detects_attention_without_the_mask(sdpa):
+    def without_mask(q, k, v, attn_mask=None, is_causal=False, **options):
         return SDPA(q, k, v, is_causal=True, **options)
 
-    sdpa(forgetful)
+    sdpa(without_mask)
     finding = probes.text_attention("cpu")
     assert "masked forward" in finding.found and "causal" not in finding.found

@@ -1,4 +1,4 @@
-"""`export --push`: the adapter and its card, through the real client to a hub of this machine."""
+"""`export --push`: the adapter and its card, by the real client to a local hub."""
 
 import base64
 import json
@@ -19,8 +19,8 @@ from tests.test_card import FIGURES, record_of
 REPO, COMMIT = "somebody/adapter", "a" * 40
 
 
-class Taking(HubHandler):
-    """The routes by which huggingface_hub makes a repository and commits to it."""
+class ReceivingHandler(HubHandler):
+    """The routes with which huggingface_hub creates a repository and commits to it."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
@@ -30,8 +30,8 @@ class Taking(HubHandler):
             self.json({"url": f"{self.server.address}/{REPO}"})
         elif "/preupload/" in self.path:
             modes = [
-                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for each in json.loads(body)["files"]
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
             ]
             self.json({"files": modes})
         elif "/commit/" in self.path:
@@ -49,8 +49,8 @@ class Taking(HubHandler):
             self.refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
 
 
-class TakingHub(LocalHub):
-    handler = Taking
+class ReceivingHub(LocalHub):
+    handler = ReceivingHandler
     created = None
     taken: dict = {}
 
@@ -60,7 +60,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "a").write_text("a")
-    with TakingHub(tmp_path / "served", REPO) as running:
+    with ReceivingHub(tmp_path / "served", REPO) as running:
         yield running
 
 
@@ -80,7 +80,7 @@ def run_with_adapter(tmp_path, hub, source="world", accepted=True) -> Params:
     return p
 
 
-def test_an_adapter_of_rendered_drives_is_pushed_with_a_card_that_tells_its_energy(tmp_path, hub):
+def test_push_uploads_the_adapter_and_a_card_with_energy(tmp_path, hub):
     p = run_with_adapter(tmp_path, hub)
     pushed = push(p, REPO, FIGURES)
     assert pushed["commit"] == COMMIT and "private" in json.dumps(hub.created) and pushed["private"]
@@ -93,7 +93,7 @@ def test_an_adapter_of_rendered_drives_is_pushed_with_a_card_that_tells_its_ener
     assert (folder / "README.md").read_text() == "the run's own"
 
 
-def test_a_confidential_one_is_refused_unless_it_is_said_by_name(tmp_path, hub):
+def test_push_refuses_confidential_adapters_without_the_option(tmp_path, hub):
     p = run_with_adapter(tmp_path, hub, "hub")
     with pytest.raises(AvomniError, match="contains confidential data") as caught:
         push(p, REPO, FIGURES)
@@ -102,14 +102,14 @@ def test_a_confidential_one_is_refused_unless_it_is_said_by_name(tmp_path, hub):
     assert CONFIDENTIAL in hub.taken["README.md"].decode()
 
 
-def test_nothing_passes_the_licence_gate_undecided(tmp_path, hub):
+def test_push_requires_the_accepted_licence(tmp_path, hub):
     p = run_with_adapter(tmp_path, hub, "hub", accepted=False)
     with pytest.raises(AvomniError, match="license_accepted is false"):
         push(p, REPO, share_confidential=True)
     assert hub.created is None
 
 
-def test_a_damaged_adapter_and_a_name_that_is_none_are_refused(tmp_path, hub):
+def test_push_refuses_a_damaged_adapter_and_an_invalid_name(tmp_path, hub):
     p = run_with_adapter(tmp_path, hub)
     with pytest.raises(AvomniError, match="cannot be pushed"):
         push(p, "a/b/c")

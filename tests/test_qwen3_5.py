@@ -1,4 +1,4 @@
-"""Qwen3.5, held against transformers' own model and processor, and Qwen3-VL with experts."""
+"""Qwen3.5 and Qwen3-VL with experts, compared with transformers' model and processor."""
 
 import sys
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def build(config):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def model():
     return build(SMALL.make_config(SMALL.tokenizer()))
 
 
@@ -54,8 +54,8 @@ def count(model):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("shape", [(16, 512, 896), (5, 32, 64)])
-def test_pixels_and_tokens_are_the_real_processors(template, shape):
-    """Of the released chat templates, which differ in whether thinking is on unless it is said."""
+def test_pixels_and_tokens_equal_the_transformers_processor(template, shape):
+    """With both released chat templates, which differ in the default for thinking."""
     words, frames = SMALL.tokenizer(), test_qwen3_vl.random_frames(*shape)
     seen = [test_qwen3_vl.video(*shape)]
     thinking = KIND.request(TEXT, seen)["chat_template_kwargs"]
@@ -64,32 +64,35 @@ def test_pixels_and_tokens_are_the_real_processors(template, shape):
     ours = KIND.inputs([frames[None]])
     assert torch.equal(ours["pixel_values_videos"], expected["pixel_values_videos"])
     assert torch.equal(ours["video_grid_thw"], expected["video_grid_thw"])
-    told = KIND.chat(TEXT, seen)
-    ids = words.encode(told, add_special_tokens=False)
+    chat = KIND.chat(TEXT, seen)
+    ids = words.encode(chat, add_special_tokens=False)
     assert ids == expected["input_ids"][0].tolist()
-    assert told.endswith("<think>\n\n</think>\n\n")
+    assert chat.endswith("<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_vl_moe"])
-def test_positions_are_the_models_own(name):
+def test_positions_equal_the_models(name):
     small = FAMILIES[name]
-    model, talk = build(small.make_config(small.tokenizer())), small.conversation()
-    sample = talk.sample("42")
+    model, conversation = build(small.make_config(small.tokenizer())), small.conversation()
+    sample = conversation.sample("42")
     expected, _ = model.model.get_rope_index(
         torch.from_numpy(sample.input_ids)[None],
-        mm_token_type_ids=2 * torch.from_numpy(sample.input_ids == talk.vision_id)[None].long(),
-        video_grid_thw=torch.tensor([talk.backbone.grid_thw(*talk.frame_shape[:3])]),
+        mm_token_type_ids=2
+        * torch.from_numpy(sample.input_ids == conversation.vision_id)[None].long(),
+        video_grid_thw=torch.tensor(
+            [conversation.backbone.grid_thw(*conversation.frame_shape[:3])]
+        ),
     )
     assert (sample.positions == expected[:, 0].numpy()).all()
 
 
-@pytest.mark.parametrize("named", [None, ("q_proj",)])
+@pytest.mark.parametrize("lora_targets", [None, ("q_proj",)])
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_vl_moe"])
-def test_unsloth_is_told_the_modules_that_it_would_not_find(name, named, monkeypatch):
-    told = {}
+def test_unsloth_receives_the_target_modules_it_would_not_find(name, lora_targets, monkeypatch):
+    received = {}
 
     def get_peft_model(model, **options):
-        told.update(options)
+        received.update(options)
         return model
 
     fake = SimpleNamespace(FastVisionModel=SimpleNamespace(get_peft_model=get_peft_model))
@@ -97,23 +100,23 @@ def test_unsloth_is_told_the_modules_that_it_would_not_find(name, named, monkeyp
     small = FAMILIES[name]
     config = small.make_config(small.tokenizer())
     kind = small.kind()
-    p = Params.from_values({"model": {"backbone": kind.name, "lora_targets": named}})
+    p = Params.from_values({"model": {"backbone": kind.name, "lora_targets": lora_targets}})
     load.add_adapter(unbuilt(config), p, kind, "unsloth")
-    if name == "qwen3_5" or named:
-        assert told["target_modules"].startswith(r".*language_model.*\.(")
-        assert ("in_proj_qkv" in told["target_modules"]) is (named is None)
+    if name == "qwen3_5" or lora_targets:
+        assert received["target_modules"].startswith(r".*language_model.*\.(")
+        assert ("in_proj_qkv" in received["target_modules"]) is (lora_targets is None)
     else:
-        assert "target_modules" not in told
+        assert "target_modules" not in received
 
 
-def test_a_config_that_does_not_say_what_each_layer_is_has_the_released_order():
+def test_config_without_layer_types_has_the_released_order():
     text = {"num_hidden_layers": 32} | qwen3_5.RELEASED_4B["text_config"]
     linear, attention = qwen3_5.blocks(text)
     assert (linear.count, linear.attends) == (24, False)
     assert (attention.count, attention.attends) == (8, True)
 
 
-def test_sixteen_bit_is_the_default_and_says_why():
+def test_16_bit_is_the_default_with_a_reason():
     def choice(**model):
         return in_4bit(Params.from_values({"model": {"backbone": "qwen3_5"} | model}))
 
@@ -121,7 +124,7 @@ def test_sixteen_bit_is_the_default_and_says_why():
     assert choice(load_in_4bit=True).value == "nf4"
 
 
-def test_which_kernel_runs_is_a_choice_with_its_reason(monkeypatch):
+def test_linear_attention_kernel_is_a_choice_with_a_reason(monkeypatch):
     monkeypatch.setattr(qwen3_5, "find_spec", lambda name: None)
     choice = KIND.choices["linear_attention"]
     assert choice.value == "torch" and "flash-linear-attention is not installed" in choice.reason
@@ -130,7 +133,7 @@ def test_which_kernel_runs_is_a_choice_with_its_reason(monkeypatch):
     assert backbone("qwen3_vl").choices == {}
 
 
-def test_the_plan_of_qwen_drive_is_beside_what_unsloth_says_of_4b():
+def test_plan_of_qwen_drive_is_near_unsloths_figure():
     p = Params.from_files(["params/qwen_drive.yaml"], [])
     needed = memory(p, size_of(p), tokens_per_sample(p))
     assert needed.weights / 1e9 == pytest.approx(9.1, abs=0.1)

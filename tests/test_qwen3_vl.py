@@ -1,5 +1,5 @@
-"""Held against transformers' own Qwen3-VL processor, which works without torchvision as far as that
-nothing is resized."""
+"""Compared with transformers' Qwen3-VL processor, which works without torchvision if nothing is
+resized."""
 
 import copy
 import functools
@@ -25,13 +25,13 @@ TEXT = "How fast does the car drive?"
 
 class Processor(Qwen3VLProcessor):
     def check_argument_for_proper_class(self, *_):
-        """The base class of its video processor is a stand-in where torchvision is missing."""
+        """Without torchvision the base class of the video processor is a dummy."""
 
 
 @functools.cache
 def processor():
     words = training_set.make_words()
-    # Normalising is torchvision's; the test does it by the same formula.
+    # Normalising needs torchvision; `processed` uses the same formula.
     video = Qwen3VLVideoProcessor(
         do_resize=False,
         do_sample_frames=False,
@@ -44,7 +44,7 @@ def processor():
 
 
 def processed(parts, sample_hz, tokenizer=None, **template):
-    """What the real processor makes of videos, (T, H, W, 3) and the frames' numbers, and TEXT."""
+    """Output of the real processor for TEXT and videos: (T, H, W, 3) frames and their indices."""
     real = copy.copy(processor())
     real.tokenizer = tokenizer or real.tokenizer
     content = [{"type": "video"} for _ in parts] + [{"type": "text", "text": TEXT}]
@@ -71,7 +71,7 @@ def video(num_frames, height, width, sample_hz=2.0):
     ("shape", "sample_hz"),
     [((16, 64, 96), 10.0), ((16, 128, 64), 2.0), ((15, 32, 32), 8.0), ((1, 64, 64), 3.0)],
 )
-def test_pixels_tokens_and_positions_are_the_real_processors(shape, sample_hz):
+def test_pixels_and_tokens_equal_the_transformers_processor(shape, sample_hz):
     frames = random_frames(*shape)
     expected = processed([(frames, range(len(frames)))], sample_hz)
 
@@ -87,7 +87,7 @@ def test_pixels_tokens_and_positions_are_the_real_processors(shape, sample_hz):
 
 
 @given(st.integers(1, 40), st.floats(0.1, 60, allow_nan=False))
-def test_timestamps_are_the_real_processors(length, sample_hz):
+def test_timestamps_equal_the_transformers_processor(length, sample_hz):
     calculate = Qwen3VLProcessor._calculate_timestamps
     expected = calculate(None, list(range(length)), sample_hz, 2)
     times = video(length, 32, 32, sample_hz).times_s
@@ -95,14 +95,14 @@ def test_timestamps_are_the_real_processors(length, sample_hz):
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 8))
-def test_the_chat_holds_one_placeholder_a_vision_token(length, rows, cols):
+def test_chat_has_one_placeholder_per_vision_token(length, rows, cols):
     seen = [video(length, 32 * rows, 32 * cols, 2.0)]
     chat = KIND.chat(TEXT, seen)
     assert chat.count("<|video_pad|>") == KIND.num_vision_tokens(seen)
     assert chat.count("seconds>") == -(-length // 2)
 
 
-def test_a_batch_is_its_windows_one_after_another():
+def test_batch_pixels_are_the_windows_concatenated():
     windows = random_frames(3, 5, 32, 64)
     batch = KIND.inputs([windows])
     alone = [KIND.inputs([window[None]])["pixel_values_videos"] for window in windows]
@@ -110,7 +110,7 @@ def test_a_batch_is_its_windows_one_after_another():
     assert batch["video_grid_thw"].tolist() == [[3, 2, 4]] * 3
 
 
-def test_pixels_take_the_dtype_of_the_model():
+def test_pixels_have_the_dtype_of_the_model():
     frames = random_frames(1, 2, 32, 32)
     exact, rounded = KIND.inputs([frames]), KIND.inputs([frames], torch.bfloat16)
     assert torch.equal(
@@ -122,25 +122,25 @@ def test_pixels_take_the_dtype_of_the_model():
     ("size", "tokens"),
     [((16, 512, 896), 3584), ((16, 768, 1344), 8064), ((16, 2176, 3840), 65280)],
 )
-def test_a_large_window_is_never_shrunk(size, tokens):
-    # The released processor's "longest_edge" bounds T·H·W and would have shrunk the last two.
+def test_large_window_is_not_shrunk(size, tokens):
+    # The released processor's "longest_edge" limits T·H·W and would shrink the last two.
     assert KIND.num_vision_tokens([video(*size)]) == tokens
 
 
 @pytest.mark.parametrize("size", [(504, 896), (512, 900), (0, 32)])
-def test_a_grid_that_does_not_divide_is_refused(size):
+def test_grid_that_does_not_divide_into_patches_is_refused(size):
     with pytest.raises(AvomniError, match="multiples of 32"):
         KIND.num_vision_tokens([video(16, *size)])
 
 
-def test_only_uint8_frames_are_taken():
+def test_only_uint8_batches_are_accepted():
     with pytest.raises(AvomniError, match="expected"):
         KIND.inputs([random_frames(2, 32, 32)[None].float()])
     with pytest.raises(AvomniError, match="expected"):
         KIND.inputs([random_frames(2, 32, 32)])
 
 
-def test_numbers_come_from_the_models_config():
+def test_patch_size_comes_from_the_models_config():
     config = Qwen3VLConfig(vision_config={"patch_size": 14, "spatial_merge_size": 2})
     assert backbone("qwen3_vl", config).side_multiple == 28
     with pytest.raises(AvomniError, match="'llama', not a 'qwen3_vl'"):
@@ -150,8 +150,8 @@ def test_numbers_come_from_the_models_config():
 
 
 @pytest.fixture(scope="module")
-def whole():
-    """A Qwen3-VL as transformers makes it, of random weights."""
+def original_model():
+    """An unmodified transformers Qwen3-VL with random weights."""
     torch.manual_seed(0)
     return Qwen3VLForConditionalGeneration(training_set.config(training_set.make_words())).eval()
 
@@ -162,14 +162,14 @@ def whole():
     st.integers(1, 4),
     st.lists(st.integers(1, 5), min_size=9, max_size=9),
 )
-def test_positions_are_the_models_own(whole, num_patches, rows, cols, words):
-    """Any words before, between and after the temporal patches."""
+def test_positions_equal_the_models(original_model, num_patches, rows, cols, words):
+    """With any text before, between and after the temporal patches."""
     patch = rows * cols
     types = [0] * words[-1]
     for count in words[:num_patches]:
         types += [2] * patch + [0] * count
     types = np.array(types)
-    expected, _ = whole.model.get_rope_index(
+    expected, _ = original_model.model.get_rope_index(
         torch.zeros(1, len(types), dtype=torch.int64),
         torch.from_numpy(types)[None],
         video_grid_thw=torch.tensor([[num_patches, 2 * rows, 2 * cols]]),
@@ -178,25 +178,25 @@ def test_positions_are_the_models_own(whole, num_patches, rows, cols, words):
     assert (ours == expected[:, 0].numpy()).all()
 
 
-def test_the_positions_of_a_sample_are_those_that_the_model_would_take(whole):
-    talk = training_set.conversation()
-    sample = talk.sample("42")
-    expected, _ = whole.model.get_rope_index(
+def test_positions_of_a_sample_equal_the_models(original_model):
+    conversation = training_set.conversation()
+    sample = conversation.sample("42")
+    expected, _ = original_model.model.get_rope_index(
         torch.from_numpy(sample.input_ids)[None],
-        2 * torch.from_numpy(sample.input_ids == talk.vision_id)[None].long(),
-        video_grid_thw=torch.tensor([KIND.grid_thw(*talk.frame_shape[:3])]),
+        2 * torch.from_numpy(sample.input_ids == conversation.vision_id)[None].long(),
+        video_grid_thw=torch.tensor([KIND.grid_thw(*conversation.frame_shape[:3])]),
     )
     assert (sample.positions == expected[:, 0].numpy()).all()
 
 
 @pytest.fixture
-def apart(whole):
-    """A copy of it that a test may change."""
-    return copy.deepcopy(whole)
+def model_copy(original_model):
+    """A copy of the model that a test may change."""
+    return copy.deepcopy(original_model)
 
 
 def seen(model, frames):
-    """What the vision tower makes of windows of frames."""
+    """Features of the vision tower for windows of frames."""
     inputs = KIND.inputs([frames])
     with torch.inference_mode():
         return model.model.visual(
@@ -205,39 +205,43 @@ def seen(model, frames):
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_what_is_prepared_is_the_same_function_of_the_same_weights(apart, fuse):
+def test_prepare_keeps_vision_features_and_weight_names(model_copy, fuse):
     frames = random_frames(2, 5, 64, 96)
-    pixels, before = KIND.inputs([frames])["pixel_values_videos"], seen(apart, frames)
-    names, embedded = list(apart.state_dict()), apart.model.visual.patch_embed(pixels)
-    KIND.prepare(apart, fuse)
-    torch.testing.assert_close(apart.model.visual.patch_embed(pixels), embedded)
-    torch.testing.assert_close(seen(apart, frames), before)
-    assert list(apart.state_dict()) == names
+    pixels, before = KIND.inputs([frames])["pixel_values_videos"], seen(model_copy, frames)
+    names, embedded = list(model_copy.state_dict()), model_copy.model.visual.patch_embed(pixels)
+    KIND.prepare(model_copy, fuse)
+    torch.testing.assert_close(model_copy.model.visual.patch_embed(pixels), embedded)
+    torch.testing.assert_close(seen(model_copy, frames), before)
+    assert list(model_copy.state_dict()) == names
 
 
-def test_pictures_of_different_sizes_are_attended_to_one_by_one(apart):
+def test_images_of_different_sizes_attend_separately(model_copy):
     grid = torch.tensor([[2, 4, 6], [1, 8, 8]])
     pixels = torch.randn(int(grid.prod(dim=1).sum()), 1536)
     with torch.inference_mode():
-        before = apart.model.visual(pixels, grid_thw=grid).pooler_output
-        KIND.prepare(apart)
-        torch.testing.assert_close(apart.model.visual(pixels, grid_thw=grid).pooler_output, before)
+        before = model_copy.model.visual(pixels, grid_thw=grid).pooler_output
+        KIND.prepare(model_copy)
+        torch.testing.assert_close(
+            model_copy.model.visual(pixels, grid_thw=grid).pooler_output, before
+        )
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_the_vision_tower_attends_to_copies(apart, monkeypatch, fuse):
-    """ROCm's kernels have been wrong on views of a fused product."""
-    laid_out = []
+def test_vision_tower_attends_to_contiguous_copies(model_copy, monkeypatch, fuse):
+    """ROCm's kernels gave wrong results on views of a fused projection."""
+    layouts = []
     sdpa = torch.nn.functional.scaled_dot_product_attention
 
     def watch(*tensors, **options):
-        laid_out.append(([each.is_contiguous() for each in tensors[:3]], tuple(tensors[0].shape)))
+        layouts.append(
+            ([tensor.is_contiguous() for tensor in tensors[:3]], tuple(tensors[0].shape))
+        )
         return sdpa(*tensors, **options)
 
-    KIND.prepare(apart, fuse)
+    KIND.prepare(model_copy, fuse)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
-    seen(apart, random_frames(2, 4, 64, 96))
-    assert all(contiguous == [True] * 3 for contiguous, _ in laid_out)
-    # Four pictures of 4 × 6 patches for each of two blocks: at once, or one by one.
+    seen(model_copy, random_frames(2, 4, 64, 96))
+    assert all(contiguous == [True] * 3 for contiguous, _ in layouts)
+    # Four images of 4 × 6 patches in each of two blocks: as a batch, or one by one.
     at_once, alone = [(4, 2, 24, 16)] * 2, [(1, 2, 24, 16)] * 8
-    assert [shape for _, shape in laid_out] == (at_once if fuse else alone)
+    assert [shape for _, shape in layouts] == (at_once if fuse else alone)

@@ -25,17 +25,17 @@ def truth(speed_mps, path_m):
     return SimpleNamespace(speed_mps=speed_mps, path_m=path_m)
 
 
-def test_summary_is_the_asked_text_byte_for_byte():
+def test_summary_equals_the_specified_text():
     # 42.149 prints as 42.15 and 42.1: both come from the unrounded value, not one from the other.
     assert SUMMARY.render(truth(5.2299, 42.149)).encode() == GIVEN_TEXT.encode()
 
 
-def test_summary_is_read_back():
+def test_specified_summary_is_parsed():
     assert SUMMARY.parse(GIVEN_TEXT) == Content(5.23, 42.15, 42.1)
 
 
 @given(lengths, lengths)
-def test_what_is_rendered_is_read_back(speed, path):
+def test_rendered_summary_is_parsed_back(speed, path):
     read = SUMMARY.parse(SUMMARY.render(truth(speed, path)))
     assert read == Content(float(f"{speed:.2f}"), float(f"{path:.2f}"), float(f"{path:.1f}"))
 
@@ -57,16 +57,16 @@ def test_what_is_rendered_is_read_back(speed, path):
         ("meters.", "meters. And on."),
     ],
 )
-def test_anything_but_the_full_form_is_no_answer(change):
+def test_changed_summary_is_not_parsed(change):
     assert SUMMARY.parse(GIVEN_TEXT.replace(*change)) is None
 
 
-def test_a_standing_car_has_no_negative_zero():
+def test_standing_car_has_no_negative_zero():
     assert "Velocity: 0.00m/s" in SUMMARY.render(truth(-0.0, -0.0))
 
 
 @pytest.mark.parametrize("speed", [float("nan"), float("inf"), -0.1, 1e7])
-def test_what_was_never_driven_is_not_rendered(speed):
+def test_impossible_speed_is_not_rendered(speed):
     with pytest.raises(AvomniError, match="are out of range"):
         SUMMARY.render(truth(speed, 1.0))
 
@@ -80,12 +80,12 @@ def test_what_was_never_driven_is_not_rendered(speed):
         GIVEN_TEXT.replace("\n", " ") + " And on.",
     ],
 )
-def test_other_words_around_the_numbers_are_read_leniently(text):
+def test_lenient_reader_accepts_other_words_around_the_numbers(text):
     assert SUMMARY.parse(text) is None
     assert SUMMARY.read(text) == Content(5.23, 42.15, 42.1)
 
 
-def test_an_action_line_may_be_missing_to_a_lenient_reader():
+def test_lenient_reader_accepts_a_missing_action_line():
     assert SUMMARY.read(GIVEN_TEXT.rpartition("\n")[0]) == Content(5.23, 42.15, 42.15)
 
 
@@ -100,24 +100,24 @@ def test_an_action_line_may_be_missing_to_a_lenient_reader():
         "Displacement: 42.15 m",
     ],
 )
-def test_what_is_no_number_of_ours_is_not_read(text):
+def test_lenient_reader_refuses_other_units_and_cut_numbers(text):
     assert SUMMARY.read(text) is None
 
 
-def test_an_unknown_target_names_those_that_are_known():
+def test_unknown_target_is_refused_with_the_known_ones():
     with pytest.raises(AvomniError, match="summary_v1"):
         target("summary_v0")
 
 
-# What holds for every target.
+# Tests of every target.
 
-ALL = pytest.mark.parametrize("each", TARGETS.values(), ids=TARGETS)
-# What constrained decoding knows of regular expressions.
+ALL = pytest.mark.parametrize("any_target", TARGETS.values(), ids=TARGETS)
+# Constructs of regular expressions that constrained decoding supports.
 SIMPLE = {"LITERAL", "IN", "NEGATE", "RANGE", "CATEGORY", "BRANCH", "SUBPATTERN", "MAX_REPEAT"}
 
 
 def constructs(parsed):
-    """Names of all that a parsed regular expression is made of."""
+    """Names of all constructs of a parsed regular expression."""
     if isinstance(parsed, _constants._NamedIntConstant):
         yield str(parsed)
     elif isinstance(parsed, list | tuple | _parser.SubPattern):
@@ -130,79 +130,82 @@ def test_there_are_five_targets():
 
 
 @ALL
-def test_a_target_says_what_it_needs_and_asks_in_one_line(each):
-    assert each.figure in FIGURES
-    assert each.question.endswith(".") and "\n" not in each.question
-    # A history up to the last frame would tell what a summary says.
-    about_the_window = each.name in ("summary_v1", "full_v1")
-    assert each.history_ends == ("first" if about_the_window else "last")
-    assert each.horizon_s == (0 if each.name == "summary_v1" else 6.4)
-    assert each.scenes == (each.name in ("coc_v1", "full_v1"))
+def test_target_has_a_one_line_question_and_its_attributes(any_target):
+    assert any_target.figure in FIGURES
+    assert any_target.question.endswith(".") and "\n" not in any_target.question
+    # A history up to the last frame would contain the answer of a summary.
+    about_the_window = any_target.name in ("summary_v1", "full_v1")
+    assert any_target.history_ends == ("first" if about_the_window else "last")
+    assert any_target.horizon_s == (0 if any_target.name == "summary_v1" else 6.4)
+    assert any_target.scenes == (any_target.name in ("coc_v1", "full_v1"))
 
 
 @pytest.mark.parametrize("name", ["future_v1", "meta_v1"])
-def test_a_window_without_a_future_says_what_to_do(name):
+def test_window_without_a_future_is_refused_with_a_remedy(name):
     with pytest.raises(AvomniError, match="horizon_s"):
         target(name).render(known_paths.truth(None))
 
 
 @ALL
 @given(truths())
-def test_what_is_written_has_the_full_form_and_is_read_back(each, truth):
-    text = each.render(truth)
-    said = each.parse(text)
-    assert re.fullmatch(each.pattern, text)
-    assert each.read(text) == said
-    assert each.error(said, said) == 0
-    # A summary's action line is rounded by itself, and does not follow from the other two.
-    assert [line for line in each.write(said).splitlines() if not line.startswith("Action")] == [
-        line for line in text.splitlines() if not line.startswith("Action")
-    ]
+def test_rendered_answer_matches_the_pattern_and_is_parsed_back(any_target, truth):
+    text = any_target.render(truth)
+    answer = any_target.parse(text)
+    assert re.fullmatch(any_target.pattern, text)
+    assert any_target.read(text) == answer
+    assert any_target.error(answer, answer) == 0
+    # A summary's action line is rounded separately and does not follow from the other two.
+    assert [
+        line for line in any_target.write(answer).splitlines() if not line.startswith("Action")
+    ] == [line for line in text.splitlines() if not line.startswith("Action")]
 
 
 @ALL
 @given(truths(), st.data())
-def test_an_answer_that_was_cut_off_has_not_the_full_form(each, truth, data):
-    text = each.render(truth)
+def test_truncated_answer_does_not_match_the_pattern(any_target, truth, data):
+    text = any_target.render(truth)
     cut = text[: data.draw(st.integers(0, len(text) - 1))]
-    assert each.parse(cut) is None
-    assert not re.fullmatch(each.pattern, cut)
+    assert any_target.parse(cut) is None
+    assert not re.fullmatch(any_target.pattern, cut)
 
 
 @ALL
 @settings(max_examples=25)
 @given(st.data())
-def test_whatever_matches_the_pattern_is_an_answer(each, data):
-    # Decoding that is held to the pattern can end in any of these.
-    text = data.draw(st.from_regex(re.compile(each.pattern, re.ASCII), fullmatch=True))
-    said = each.parse(text)
-    assert said == each.read(text) and said is not None
-    assert math.isfinite(each.error(said, said))
+def test_every_match_of_the_pattern_is_parsed(any_target, data):
+    # Constrained decoding can end in any of these.
+    text = data.draw(st.from_regex(re.compile(any_target.pattern, re.ASCII), fullmatch=True))
+    answer = any_target.parse(text)
+    assert answer == any_target.read(text) and answer is not None
+    assert math.isfinite(any_target.error(answer, answer))
 
 
 @ALL
 @given(truths(), st.sampled_from(["{}<|im_end|>", "\n {}<|im_end|>\n", "{}\n<|endoftext|>" * 2]))
-def test_end_tokens_and_whitespace_around_any_answer_are_no_fault(each, truth, around):
-    text = each.render(truth)
+def test_end_tokens_and_whitespace_around_an_answer_are_ignored(any_target, truth, around):
+    text = any_target.render(truth)
     framed = around.replace("{}", text, 1).replace("{}", "")
-    assert each.parse(framed) == each.read(framed) == each.parse(text) is not None
+    assert any_target.parse(framed) == any_target.read(framed) == any_target.parse(text) is not None
 
 
 @ALL
 @given(truths(), st.text(max_size=60), st.text(max_size=60))
-def test_reading_leniently_takes_whatever_reading_strictly_does(each, truth, before, after):
-    for text in (before, before + each.render(truth) + after):
-        said = each.parse(text)
-        assert said is None or each.read(text) == said
+def test_lenient_reader_accepts_all_strict_answers(any_target, truth, before, after):
+    for text in (before, before + any_target.render(truth) + after):
+        answer = any_target.parse(text)
+        assert answer is None or any_target.read(text) == answer
 
 
 @ALL
 @given(st.text(st.sampled_from("Waypoints(1.25,-3) [m]/s: Velocity displacement stop cause.!<|\n")))
-def test_any_text_is_read_or_not_without_a_fault(each, text):
-    said = each.read(text)
-    assert said is None or math.isfinite(each.error(said, said))
+def test_lenient_reader_raises_on_no_text(any_target, text):
+    answer = any_target.read(text)
+    assert answer is None or math.isfinite(any_target.error(answer, answer))
 
 
 @ALL
-def test_patterns_are_made_of_simple_constructs(each):
-    assert set(constructs(_parser.parse(each.pattern))) <= SIMPLE | {"CATEGORY_DIGIT", "MAXREPEAT"}
+def test_patterns_use_only_supported_constructs(any_target):
+    assert set(constructs(_parser.parse(any_target.pattern))) <= SIMPLE | {
+        "CATEGORY_DIGIT",
+        "MAXREPEAT",
+    }

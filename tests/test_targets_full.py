@@ -1,4 +1,4 @@
-"""All in one envelope, in which the summary's lines stand byte for byte."""
+"""The target full_v1: all parts in one answer that starts with the exact summary."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def summary_of(text):
     return "\n".join(text.split("\n")[:4])
 
 
-def test_everything_stands_in_one_envelope():
+def test_full_answer_has_all_parts():
     assert FULL.render(ONE) == TEXT
 
 
 @given(truths())
-def test_the_summary_is_found_in_it_byte_for_byte(any_truth):
+def test_full_answer_starts_with_the_exact_summary(any_truth):
     text = FULL.render(any_truth)
     alone = SUMMARY.render(any_truth)
     assert summary_of(text) == alone
@@ -44,19 +44,19 @@ def test_the_summary_is_found_in_it_byte_for_byte(any_truth):
 
 
 @given(truths())
-def test_each_part_says_what_it_says_alone(any_truth):
-    said = FULL.parse(FULL.render(any_truth))
-    alone = [each.parse(each.render(any_truth)) for each in [SUMMARY, *PARTS]]
+def test_parts_equal_the_single_targets(any_truth):
+    full = FULL.parse(FULL.render(any_truth))
+    alone = [part.parse(part.render(any_truth)) for part in [SUMMARY, *PARTS]]
     names = ("speed_mps", "displacement_m", "action_m", "along", "across", "waypoints_m", "cause")
     for name in names:
-        told = [getattr(each, name) for each in alone if getattr(each, name) is not None]
-        assert told == [getattr(said, name)]
+        values = [getattr(part, name) for part in alone if getattr(part, name) is not None]
+        assert values == [getattr(full, name)]
 
 
 @given(st.sampled_from(TEXT.splitlines()), st.sampled_from(["", "{}\n{}", " {}", "{} ", "- {}"]))
-def test_a_line_that_is_missing_twice_or_shifted_breaks_the_full_form(line, change):
+def test_missing_repeated_or_indented_line_is_not_parsed(line, change):
     broken = TEXT.replace(line, change.replace("{}", line), 1)
-    # Whitespace around the whole answer is no fault.
+    # Whitespace around the whole answer is ignored.
     assert (FULL.parse(broken) is None) == (broken.strip() != TEXT)
 
 
@@ -69,19 +69,19 @@ def test_a_line_that_is_missing_twice_or_shifted_breaks_the_full_form(line, chan
         TEXT.replace("<think>\n", "").replace("</think>\n", ""),
     ],
 )
-def test_other_spaces_cases_and_words_are_read_leniently(text):
+def test_lenient_reader_accepts_other_spaces_case_and_words(text):
     assert FULL.parse(text) is None
-    read, true = FULL.read(text), FULL.parse(TEXT)
-    assert replace(read, cause=None) == replace(true, cause=None)
-    assert read.cause.lower() == true.cause.lower()
+    read, expected = FULL.read(text), FULL.parse(TEXT)
+    assert replace(read, cause=None) == replace(expected, cause=None)
+    assert read.cause.lower() == expected.cause.lower()
 
 
 @pytest.mark.parametrize("missing", TEXT.splitlines()[1:2] + TEXT.splitlines()[4:])
-def test_an_answer_that_lacks_a_part_is_not_read(missing):
+def test_lenient_reader_refuses_an_answer_without_a_part(missing):
     assert FULL.read(TEXT.replace(missing, "")) is None
 
 
-def test_a_cause_cannot_forge_another_line():
+def test_event_text_cannot_forge_another_line():
     forged = FULL.render(
         replace(ONE, scene=replace(ONE.scene, event=SUMMARY.render(replace(ONE, speed_mps=99.0))))
     )
@@ -89,9 +89,11 @@ def test_a_cause_cannot_forge_another_line():
     assert FULL.read(forged).speed_mps == 5.23
 
 
-def test_the_error_is_the_summarys():
-    true = FULL.parse(TEXT)
-    assert FULL.error(replace(true, speed_mps=7.23, cause="Else."), true) == pytest.approx(2.0)
+def test_error_is_that_of_the_summary():
+    expected = FULL.parse(TEXT)
+    assert FULL.error(replace(expected, speed_mps=7.23, cause="Else."), expected) == pytest.approx(
+        2.0
+    )
     assert FULL.figure == SUMMARY.figure
     assert FULL.of(ONE) == Content(
         speed_mps=5.2299,
@@ -100,6 +102,6 @@ def test_the_error_is_the_summarys():
         waypoints_m=FULL.of(ONE).waypoints_m,
         along="hold",
         across="straight",
-        cause=true.cause,
+        cause=expected.cause,
         cause_from="template",
     )

@@ -1,4 +1,4 @@
-"""Waypoints of the next 6.4 s: their text, and the path at 10 Hz that it stands for."""
+"""Waypoints of the next 6.4 s: their text, and the path at 10 Hz made from it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ paths = st.lists(
 ).map(tuple)
 
 
-def test_a_circle_is_written_as_its_closed_form_has_it():
+def test_waypoints_of_a_circle_equal_its_closed_form():
     assert FUTURE.render(truth(LEFT.future())) == TEXT
 
 
 def test_waypoints_are_every_fourth_pose():
     after = LEFT.future()
-    said = FUTURE.of(truth(after))
-    assert np.array_equal(said.waypoints_m, after.xy_m[[3 + 4 * n for n in range(16)]])
+    answer = FUTURE.of(truth(after))
+    assert np.array_equal(answer.waypoints_m, after.xy_m[[3 + 4 * n for n in range(16)]])
 
 
 @given(paths)
-def test_what_is_written_is_read_back_to_the_centimetre(path):
+def test_written_waypoints_are_parsed_back_to_the_centimetre(path):
     text = FUTURE.write(Content(waypoints_m=path))
     read = FUTURE.parse(text)
     assert read == Content(waypoints_m=tuple((round(x, 2), round(y, 2)) for x, y in path))
@@ -45,9 +45,9 @@ def test_what_is_written_is_read_back_to_the_centimetre(path):
     assert FUTURE.write(read) == text
 
 
-def test_a_standing_car_has_no_negative_zeros():
-    said = Content(waypoints_m=((-0.0, -0.004),) * 16)
-    assert FUTURE.write(said) == "Waypoints:" + " (0.00,0.00)" * 16
+def test_standing_car_has_no_negative_zeros():
+    answer = Content(waypoints_m=((-0.0, -0.004),) * 16)
+    assert FUTURE.write(answer) == "Waypoints:" + " (0.00,0.00)" * 16
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_standing_car_has_no_negative_zeros():
         ("20.58)", "20.58"),
     ],
 )
-def test_anything_but_the_full_form_is_no_answer(change):
+def test_changed_waypoints_are_not_parsed(change):
     assert FUTURE.parse(TEXT.replace(*change, 1)) is None
 
 
@@ -81,7 +81,7 @@ def test_anything_but_the_full_form_is_no_answer(change):
         "I think (as asked) of 16 points: " + TEXT.lower() + " (21.00,22.50). That is all.",
     ],
 )
-def test_other_spaces_brackets_and_words_are_read_leniently(text):
+def test_lenient_reader_accepts_other_spaces_brackets_and_words(text):
     assert FUTURE.parse(text) is None
     assert FUTURE.read(text) == FUTURE.parse(TEXT)
 
@@ -89,18 +89,18 @@ def test_other_spaces_brackets_and_words_are_read_leniently(text):
 @pytest.mark.parametrize(
     "text", [TEXT[:-1], TEXT.replace("(2.00,0.10) ", ""), TEXT.replace("2.00", "nan"), ""]
 )
-def test_fewer_than_16_places_are_not_read(text):
+def test_lenient_reader_refuses_fewer_than_16_waypoints(text):
     assert FUTURE.read(text) is None
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 9999.996, -1e300])
-def test_a_place_that_no_car_reaches_is_not_written(wrong):
+def test_impossible_waypoint_is_not_written(wrong):
     with pytest.raises(AvomniError, match="01_audit"):
         FUTURE.write(Content(waypoints_m=((0.0, 0.0),) * 15 + ((0.0, wrong),)))
 
 
 @given(paths)
-def test_the_path_at_10_hz_runs_straight_through_the_waypoints_from_the_origin(path):
+def test_path_at_10_hz_interpolates_waypoints_linearly(path):
     dense = at_10hz(path)
     assert dense.shape == (64, 2)
     assert np.array_equal(dense[3::4], path)
@@ -109,24 +109,24 @@ def test_the_path_at_10_hz_runs_straight_through_the_waypoints_from_the_origin(p
     assert np.abs(hops - ends[:, None] / 4).max() < 1e-9
 
 
-def test_a_steady_straight_drive_is_told_without_loss():
+def test_steady_straight_drive_is_represented_exactly():
     after = Arc.steady(8.0).future()
-    said = FUTURE.parse(FUTURE.render(truth(after)))
-    assert np.abs(at_10hz(said.waypoints_m) - after.xy_m).max() < 1e-9
+    answer = FUTURE.parse(FUTURE.render(truth(after)))
+    assert np.abs(at_10hz(answer.waypoints_m) - after.xy_m).max() < 1e-9
 
 
-def test_the_error_is_the_mean_distance_at_10_hz():
-    said = Content(waypoints_m=tuple((5.0 * t, 0.0) for t in 0.4 * np.arange(1, 17)))
-    # 1 m/s faster: t metres too far at t; the mean of 0.1, 0.2 … 6.4.
+def test_error_is_the_mean_distance_at_10_hz():
+    expected = Content(waypoints_m=tuple((5.0 * t, 0.0) for t in 0.4 * np.arange(1, 17)))
+    # 1 m/s faster: t metres too far at time t; the mean of 0.1, 0.2 … 6.4.
     fast = Content(waypoints_m=tuple((6.0 * t, 0.0) for t in 0.4 * np.arange(1, 17)))
-    assert FUTURE.error(fast, said) == pytest.approx(3.25)
-    # 3 m and 4 m off from the first waypoint on; on the way there, 1/4, 2/4 and 3/4 of it.
-    aside = Content(waypoints_m=tuple((x + 3.0, y + 4.0) for x, y in said.waypoints_m))
-    assert FUTURE.error(aside, said) == pytest.approx((62.5 * 5) / 64)
+    assert FUTURE.error(fast, expected) == pytest.approx(3.25)
+    # 5 m off from the first waypoint on; before it 1/4, 2/4 and 3/4 of that.
+    aside = Content(waypoints_m=tuple((x + 3.0, y + 4.0) for x, y in expected.waypoints_m))
+    assert FUTURE.error(aside, expected) == pytest.approx((62.5 * 5) / 64)
 
 
 @given(truths(), truths())
-def test_the_error_is_a_distance(one, other):
+def test_error_is_symmetric_and_not_negative(one, other):
     a, b = FUTURE.of(one), FUTURE.of(other)
     assert FUTURE.error(a, b) == FUTURE.error(b, a) >= 0
     moved = replace(a, waypoints_m=tuple((x + 1, y) for x, y in a.waypoints_m))

@@ -15,20 +15,20 @@ META = target("meta_v1")
 EVERY = list(itertools.product(ALONG, ACROSS))
 
 
-def test_a_manoeuvre_is_written_in_one_line():
+def test_manoeuvre_is_written_in_one_line():
     after = Arc(lambda t: 8.0 * t - 0.5 * t**2, curvature=0.03).future()
     assert META.render(truth(after)) == "Manoeuvre: gentle brake, turn left."
 
 
 @pytest.mark.parametrize(("along", "across"), EVERY)
-def test_every_manoeuvre_is_read_back_strictly_and_leniently(along, across):
-    said = Content(along=along, across=across)
-    text = META.write(said)
-    assert META.parse(text) == META.read(text) == said
+def test_every_manoeuvre_is_read_strictly_and_leniently(along, across):
+    answer = Content(along=along, across=across)
+    text = META.write(answer)
+    assert META.parse(text) == META.read(text) == answer
     loose = f"the MANEUVER is\n {along.upper().replace(' ', '  ')} and {across.title()}, I think"
     assert META.parse(loose) is None
-    assert META.read(loose) == said
-    assert META.read(f"{along.replace(' ', '-')} / {across.replace('-', ' ')}") == said
+    assert META.read(loose) == answer
+    assert META.read(f"{along.replace(' ', '-')} / {across.replace('-', ' ')}") == answer
 
 
 @pytest.mark.parametrize(
@@ -43,32 +43,32 @@ def test_every_manoeuvre_is_read_back_strictly_and_leniently(along, across):
         "Manoeuvre: hold, straight.\nManoeuvre: hold, straight.",
     ],
 )
-def test_anything_but_the_full_form_is_no_answer(text):
+def test_changed_manoeuvre_is_not_parsed(text):
     assert META.parse(text) is None
 
 
-def test_a_title_tells_where_the_labels_stand():
+def test_lenient_reader_takes_the_labels_after_the_title():
     text = "After a stop the road goes straight. Manoeuvre: gentle brake, nudge left"
     assert META.read(text) == Content(along="gentle brake", across="nudge left")
 
 
 @pytest.mark.parametrize("text", ["", "hold", "straight", "brake, straight", "withhold, straight"])
-def test_a_label_that_is_missing_is_not_read(text):
+def test_lenient_reader_refuses_a_missing_label(text):
     assert META.read(text) is None
 
 
-def test_the_error_is_the_share_of_wrong_labels():
-    true = Content(along="hold", across="straight")
-    assert META.error(true, true) == 0
-    assert META.error(Content(along="stop", across="straight"), true) == 0.5
-    assert META.error(Content(along="hold", across="u-turn"), true) == 0.5
-    assert META.error(Content(along="stop", across="u-turn"), true) == 1
+def test_error_is_the_share_of_wrong_labels():
+    expected = Content(along="hold", across="straight")
+    assert META.error(expected, expected) == 0
+    assert META.error(Content(along="stop", across="straight"), expected) == 0.5
+    assert META.error(Content(along="hold", across="u-turn"), expected) == 0.5
+    assert META.error(Content(along="stop", across="u-turn"), expected) == 1
 
 
-def test_what_is_no_manoeuvre_is_not_written():
+def test_incomplete_manoeuvre_is_not_written():
     with pytest.raises(AvomniError, match="'brake' and None"):
         META.write(Content(along="brake"))
 
 
-def test_the_question_names_every_label():
+def test_question_names_every_label():
     assert all(label in META.question for label in ALONG + ACROSS)

@@ -1,4 +1,4 @@
-"""The stage as a notebook runs it: plan, answers, two trainings, all by one process of its own."""
+"""The stage as a notebook runs it: plan, answers and two trainings, all in one worker process."""
 
 import contextlib
 import ctypes
@@ -21,12 +21,12 @@ from tests.killed_training import wait_for
 
 @pytest.fixture(scope="module")
 def published_run(tmp_path_factory):
-    """Parameters of a run whose cache the ETL has made: three clips, one of them to train on."""
+    """Parameters of a run with a built cache: three clips, one of them in train."""
     return cached_training.make(tmp_path_factory.mktemp("run"))
 
 
 class Opens:
-    """How often any process has opened a file since, as inotify tells."""
+    """Counts how often any process opens a file, by inotify."""
 
     IN_OPEN = 0x20
 
@@ -36,19 +36,19 @@ class Opens:
         assert libc.inotify_add_watch(self.events, os.fsencode(path), self.IN_OPEN) > 0
 
     def count(self):
-        """Since the last call."""
-        found = 0
+        """Number of opens since the last call."""
+        num_opens = 0
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.events, 4096):
                 place = 0
                 while place < len(data):
-                    found += 1
+                    num_opens += 1
                     place += 16 + struct.unpack_from("iIII", data, place)[3]
-        return found
+        return num_opens
 
 
-def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
-    # Opened where weights are loaded, and only there.
+def test_stage_plans_trains_and_answers_with_one_model_load(published_run):
+    # This file is opened only where weights are loaded.
     loads = Opens(f"{published_run.model.base_model}/generation_config.json")
     load.load_base(published_run)
     once = loads.count()
@@ -60,9 +60,9 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     assert planned["optimizer_steps"] == 3
     assert "3 optimizer steps are few" in plan.warnings[0]
     probed = published_run.checkpoints_dir / job.PROBE_FILE
-    taken = files.state_of(probed)
+    probe_state = files.state_of(probed)
     assert trainer.plan(published_run).figures == planned
-    assert files.state_of(probed) == taken, "it is asked once"
+    assert files.state_of(probed) == probe_state, "it is asked once"
     before = answer.before(published_run)
     assert job.running(published_run)["waits"], "it trains when it is told to"
 
@@ -78,8 +78,8 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     blind = trainer.train_blind(published_run)
     assert blind.adapter.name == "adapter_blind" and blind.record["training"]["blind"]
     after = answer.after(published_run)
-    assert [each.base for each in after] == [each.base for each in before]
-    assert {each.adapted for each in after} != {each.base for each in before}
+    assert [row.base for row in after] == [row.base for row in before]
+    assert {row.adapted for row in after} != {row.base for row in before}
     assert job.running(published_run) is None
     assert loads.count() == once, "the base is loaded once for all of it"
 
@@ -90,7 +90,7 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     assert CONFIDENTIAL in card
 
 
-def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(published_run, tmp_path):
+def test_waiting_worker_ends_with_its_notebook_or_a_changed_plan(published_run, tmp_path):
     p = cached_training.moved(published_run, tmp_path)
     notebook = multiprocessing.get_context("spawn").Process(target=trainer.plan, args=(p,))
     notebook.start()
@@ -126,7 +126,7 @@ def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(publi
         ("run", {"name": "empty"}, "run 03_etl"),
     ],
 )
-def test_a_plan_refuses_what_the_training_would(published_run, section, keys, message):
+def test_plan_refuses_invalid_training_parameters(published_run, section, keys, message):
     changed = getattr(published_run, section).model_copy(update=keys)
     with pytest.raises(AvomniError, match=message) as caught:
         trainer.plan(published_run.model_copy(update={section: changed}))

@@ -24,14 +24,14 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, base_folder):
-    """A training that nothing interrupts: its parameters and what came out."""
+def uninterrupted(tmp_path_factory, base_folder):
+    """An uninterrupted training: its parameters and its outcome."""
     p = training_set.params(tmp_path_factory.mktemp("straight"), base_folder)
     return p, worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
 
 
-def test_training_leaves_an_adapter_that_knows_what_it_was_made_from(straight):
-    p, trained = straight
+def test_training_writes_an_adapter_with_its_record(uninterrupted):
+    p, trained = uninterrupted
     assert trained.adapter == p.run_dir / "adapter"
     assert sorted(path.name for path in trained.adapter.iterdir()) == [
         "README.md",
@@ -49,8 +49,8 @@ def test_training_leaves_an_adapter_that_knows_what_it_was_made_from(straight):
     assert (config["r"], config["lora_alpha"]) == (64, 64)
 
 
-def test_training_learns_and_says_how_it_went(straight):
-    _, trained = straight
+def test_training_lowers_the_loss_and_reports_figures(uninterrupted):
+    _, trained = uninterrupted
     # 24 windows, 2 × 2 a step
     assert [line["step"] for line in trained.metrics] == [1, 2, 3, 4, 5, 6]
     assert trained.metrics[-1]["epoch"] == 1.0
@@ -63,37 +63,41 @@ def test_training_learns_and_says_how_it_went(straight):
     assert trained.choices["optimizer"].value == "adamw_8bit"
 
 
-# Moments at which a process is killed, one after another, each going on from what the last one
-# left; (event, part of a path, which time).
+# Points at which the process is killed, in sequence; each run resumes from the one before. A point
+# is (audit event, part of a path, occurrence).
 DEATHS = [
     ("open", "metrics.jsonl", 4),  # in the second step, before any checkpoint
     ("open", "partial/checkpoint-2/trainer_state.json", 1),  # in the middle of a checkpoint
-    ("os.rename", "partial/checkpoint-2", 1),  # a checkpoint that lacks nothing but its name
+    ("os.rename", "partial/checkpoint-2", 1),  # a complete checkpoint, not yet renamed
     ("os.rename", "partial/checkpoint-4", 1),
-    ("shutil.rmtree", "checkpoint-2", 1),  # the third is there, the first is not dropped yet
-    ("open", ".adapter.unfinished/record.json", 1),  # trained, the adapter half written
+    ("shutil.rmtree", "checkpoint-2", 1),  # the third is written, the first not yet removed
+    ("open", ".adapter.unfinished/record.json", 1),  # trained, with the adapter partly written
     ("os.rename", ".adapter.unfinished", 1),
 ]
 
 
-def test_the_optimizers_state_is_in_8_bit(straight):
-    p, _ = straight
+def test_optimizer_state_is_in_8_bit(uninterrupted):
+    p, _ = uninterrupted
     (folder,) = p.checkpoints_dir.iterdir()
     state = torch.load(folder / "checkpoint-6" / "optimizer.pt", weights_only=True)["state"]
-    moments = [each["__bnb_optimizer_quant_state__"]["state1"] for each in state.values()]
+    moments = [
+        weight_state["__bnb_optimizer_quant_state__"]["state1"] for weight_state in state.values()
+    ]
     # bitsandbytes keeps tensors of less than 4096 numbers in 32 bit.
     assert torch.uint8 in {moment.dtype for moment in moments if moment.numel() >= 4096}
     assert {moment.dtype for moment in moments if moment.numel() < 4096} == {torch.float32}
 
 
-def test_killed_anywhere_it_ends_with_the_same_bytes(straight, base_folder, tmp_path):
-    _, expected = straight
+def test_training_killed_at_any_point_ends_with_the_same_bytes(
+    uninterrupted, base_folder, tmp_path
+):
+    _, expected = uninterrupted
     starts = []
     for death in DEATHS:
         killed = killed_training.exit_code(killed_training.train, tmp_path, base_folder, death)
         assert killed == -signal.SIGKILL, f"it was not killed at {death}"
-        found = sorted(path.name for path in tmp_path.glob("test/checkpoints/*/checkpoint-*"))
-        starts.append(found)
+        names = sorted(path.name for path in tmp_path.glob("test/checkpoints/*/checkpoint-*"))
+        starts.append(names)
         assert not adapter.adapter_dir(training_set.params(tmp_path, base_folder)).exists()
     assert starts == [
         [],
@@ -114,8 +118,8 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(straight, base_folder, tmp_
     assert not list(tmp_path.rglob("partial")) and not list(tmp_path.rglob("*.unfinished"))
 
 
-def test_other_parameters_begin_another_training(straight, base_folder, tmp_path):
-    p, trained = straight
+def test_changed_parameters_start_a_new_training(uninterrupted, base_folder, tmp_path):
+    p, trained = uninterrupted
     shutil.copytree(p.run_dir, tmp_path / "test")
 
     def again(**training):
@@ -125,7 +129,7 @@ def test_other_parameters_begin_another_training(straight, base_folder, tmp_path
         ).figures["resumed_from_step"]
 
     assert again(max_steps=2) == 0
-    # How often it saves, and how it divides a step, changes nothing about what is learned.
+    # The save interval and the split of a step into batches do not change the training.
     split = {"batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}
     assert again(save_steps=3, **split) == 6
     assert (tmp_path / "test" / "adapter" / WEIGHTS).read_bytes() == (
@@ -133,10 +137,10 @@ def test_other_parameters_begin_another_training(straight, base_folder, tmp_path
     ).read_bytes()
 
 
-def test_a_resumed_training_saves_at_the_steps_that_are_asked_for_now(base_folder, tmp_path):
+def test_resumed_training_follows_the_new_save_steps(base_folder, tmp_path):
     def work(stop=None, **training):
-        asked = {"max_steps": 12, "num_epochs": 9} | training
-        p = training_set.params(tmp_path, base_folder, training=asked)
+        settings = {"max_steps": 12, "num_epochs": 9} | training
+        p = training_set.params(tmp_path, base_folder, training=settings)
         return worker.work(p, windows=training_set.Stripes(24), stop=stop)
 
     def written():
@@ -144,7 +148,7 @@ def test_a_resumed_training_saves_at_the_steps_that_are_asked_for_now(base_folde
         return sorted(checkpoints.step_of(path) for path in folder.glob("checkpoint-*"))
 
     class AfterStep(threading.Event):
-        """Set after so many steps."""
+        """An event that is set after `steps` steps."""
 
         def __init__(self, steps):
             super().__init__()
@@ -160,7 +164,7 @@ def test_a_resumed_training_saves_at_the_steps_that_are_asked_for_now(base_folde
     assert written() == [10, 12], "at 5 and 10, not at 6 and 9"
 
 
-def test_several_visible_cards_do_not_split_the_model(base_folder, tmp_path, monkeypatch):
+def test_model_is_not_split_over_visible_gpus(base_folder, tmp_path, monkeypatch):
     """A machine with two cards, of which one process drives one."""
     from avomni_lib.hardware import Choice
     from avomni_lib.training.fit import sft
@@ -174,16 +178,16 @@ def test_several_visible_cards_do_not_split_the_model(base_folder, tmp_path, mon
     }.items():
         monkeypatch.setattr(cuda, name, value)
     p = training_set.params(tmp_path, base_folder)
-    kept = checkpoints.Checkpoints(tmp_path / "kept", {})
+    store = checkpoints.Checkpoints(tmp_path / "kept", {})
     values = {"device": "cuda:0", "dtype": "float32", "optimizer": "adamw_torch"}
     choices = {name: Choice(value, "") for name, value in values.items()}
-    arguments = sft.arguments_of(p, kept, choices, steps=1, accumulation=2)
+    arguments = sft.arguments_of(p, store, choices, steps=1, accumulation=2)
     assert arguments.device == torch.device("cuda:0") and arguments.n_gpu == 1
     assert arguments.train_batch_size == p.training.batch_size
     assert arguments.parallel_mode.value == "not_parallel"
 
 
-def test_a_loss_that_is_no_number_stops_the_training(base_folder, tmp_path):
+def test_nan_loss_stops_the_training(base_folder, tmp_path):
     p = training_set.params(tmp_path, base_folder, training={"save_steps": 1, "warmup_ratio": 0})
     too_high = p.training.model_copy(update={"learning_rate": 1e30})  # refused in a params file
     p = p.model_copy(update={"training": too_high})
@@ -193,7 +197,7 @@ def test_a_loss_that_is_no_number_stops_the_training(base_folder, tmp_path):
     assert not adapter.adapter_dir(p).exists()
 
 
-def test_a_sample_whose_loss_is_no_number_is_named(base_folder, tmp_path, monkeypatch):
+def test_sample_with_a_nan_loss_is_named(base_folder, tmp_path, monkeypatch):
     class Glaring(training_set.Stripes):
         def read_into(self, index, out):
             super().read_into(index, out)
@@ -201,18 +205,18 @@ def test_a_sample_whose_loss_is_no_number_is_named(base_folder, tmp_path, monkey
                 out[:] = 255
 
     def inputs(self, frames, dtype=None, videos=()):
-        made = honest(self, frames, dtype, videos)
+        model_inputs = original(self, frames, dtype, videos)
         bad = (
             (frames[0] == 255)
             .flatten(1)
             .all(1)
-            .repeat_interleave(len(made["pixel_values_videos"]) // len(frames[0]))
+            .repeat_interleave(len(model_inputs["pixel_values_videos"]) // len(frames[0]))
         )
-        made["pixel_values_videos"][bad] = torch.nan
-        return made
+        model_inputs["pixel_values_videos"][bad] = torch.nan
+        return model_inputs
 
     kind = type(backbone("qwen3_vl"))
-    honest = kind.inputs
+    original = kind.inputs
     monkeypatch.setattr(kind, "inputs", inputs)
     p = training_set.params(tmp_path, base_folder, training={"save_steps": 1})
     with pytest.raises(AvomniError) as caught:
@@ -220,15 +224,15 @@ def test_a_sample_whose_loss_is_no_number_is_named(base_folder, tmp_path, monkey
     order = loader.Order(24, 2, 12, p.run.seed)
     (batch,) = [number for number in range(12) if 6 in order[number]]
     step = batch // 2
-    kept = f"checkpoint-{step} is whole" if step else "no checkpoint was made yet"
+    last_checkpoint = f"checkpoint-{step} is whole" if step else "no checkpoint was made yet"
     # Clips have four windows: that of index 6 is number 2 of clip-1.
     culprit = f"training diverged: loss is nan at step {step + 1}, at window 2 of clip clip-1"
-    assert caught.value.what == f"{culprit}; {kept}"
-    # The optimizer has not moved: what is on the disk is a number.
+    assert caught.value.what == f"{culprit}; {last_checkpoint}"
+    # The optimizer has made no step with it, so nothing on the disk is NaN.
     assert not adapter.adapter_dir(p).exists()
 
 
-def test_damaged_data_stops_the_training_with_its_own_words(base_folder, tmp_path):
+def test_damaged_window_stops_the_training_with_its_error(base_folder, tmp_path):
     class Damaged(training_set.Stripes):
         def read_into(self, index, out):
             if index == 7:
@@ -240,30 +244,30 @@ def test_damaged_data_stops_the_training_with_its_own_words(base_folder, tmp_pat
         worker.work(p, windows=Damaged(24))
 
 
-def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path, monkeypatch):
-    """What is said at each checkpoint is dictated here; windows, steps and weights are real."""
+def test_best_checkpoint_on_held_out_windows_is_exported(base_folder, tmp_path, monkeypatch):
+    """The answers at each checkpoint are fixed here; windows, steps and weights are real."""
     errors = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
-    asked = []
+    batch_sizes = []
 
-    def say(model, talk, frames, max_new_tokens, **options):
-        asked.append(len(frames))
-        error = errors[2 * len(asked)]
-        said = training_set.Truth(0.3, 1.0, 1.0, 1.0 + error)
-        return [talk.target.render(said)] * len(frames)
+    def generate_fixed_errors(model, conversation, frames, max_new_tokens, **options):
+        batch_sizes.append(len(frames))
+        error = errors[2 * len(batch_sizes)]
+        answer = training_set.Truth(0.3, 1.0, 1.0, 1.0 + error)
+        return [conversation.target.render(answer)] * len(frames)
 
     class Slow(training_set.Stripes):
         def truth(self, index):
             return training_set.Truth(0.3, 1.0, 1.0, 1.0)
 
-    monkeypatch.setattr(generate, "generate_texts", say)
+    monkeypatch.setattr(generate, "generate_texts", generate_fixed_errors)
     training = {"num_epochs": 2, "heldout_windows": 3, "patience": 2}
     p = training_set.params(tmp_path, base_folder, training=training)
     trained = worker.work(p, windows=training_set.Stripes(24), held_out=Slow(7))
-    assert asked == [3] * 4
+    assert batch_sizes == [3] * 4
     figures = trained.figures
     assert [row["step"] for row in figures["heldout"]] == [2, 4, 6, 8]
-    found = [row["speed_mae_mps"] for row in figures["heldout"]]
-    assert found == pytest.approx([3.0, 1.0, 2.0, 4.0])
+    errors_found = [row["speed_mae_mps"] for row in figures["heldout"]]
+    assert errors_found == pytest.approx([3.0, 1.0, 2.0, 4.0])
     assert (figures["optimizer_steps"], figures["planned_steps"]) == (8, 12)
     (folder,) = p.checkpoints_dir.iterdir()
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
@@ -272,19 +276,17 @@ def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path
         "checkpoint-8",
     ]
     best, last = (load_file(folder / f"checkpoint-{step}" / WEIGHTS) for step in (4, 8))
-    ours = load_file(trained.adapter / WEIGHTS)
-    assert all(np.array_equal(ours[name], best[name]) for name in best)
-    assert any(not np.array_equal(ours[name], last[name]) for name in last)
-    # Run again, nothing is asked or trained: the best one comes out once more.
+    exported = load_file(trained.adapter / WEIGHTS)
+    assert all(np.array_equal(exported[name], best[name]) for name in best)
+    assert any(not np.array_equal(exported[name], last[name]) for name in last)
+    # A second run neither evaluates nor trains: the best checkpoint is exported again.
     again = worker.work(p, windows=training_set.Stripes(24), held_out=Slow(7))
-    assert len(asked) == 4
+    assert len(batch_sizes) == 4
     assert (again.adapter / WEIGHTS).read_bytes() == (trained.adapter / WEIGHTS).read_bytes()
 
 
-def test_asking_held_out_windows_changes_nothing_of_what_is_learned(
-    straight, base_folder, tmp_path
-):
-    _, trained = straight
+def test_held_out_evaluation_does_not_change_the_training(uninterrupted, base_folder, tmp_path):
+    _, trained = uninterrupted
     training = {"heldout_windows": 2}
     p = training_set.params(tmp_path, base_folder, training=training)
     again = worker.work(p, windows=training_set.Stripes(24), held_out=training_set.Stripes(4))
@@ -292,13 +294,13 @@ def test_asking_held_out_windows_changes_nothing_of_what_is_learned(
     assert same_but_for_time(again.metrics) == same_but_for_time(trained.metrics)
 
 
-def test_held_out_windows_that_are_not_there_are_missed(base_folder, tmp_path):
+def test_missing_held_out_windows_are_an_error(base_folder, tmp_path):
     p = training_set.params(tmp_path, base_folder, training={"heldout_windows": 2})
     with pytest.raises(AvomniError, match="no clip of the split 'val' has a window"):
         worker.work(p, windows=training_set.Stripes(24), held_out=training_set.Stripes(0))
 
 
-def test_metrics_are_told_to_tensorboard_and_told_anew_after_a_restart(base_folder, tmp_path):
+def test_tensorboard_has_all_metrics_after_a_restart(base_folder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     stop = threading.Event()
@@ -307,21 +309,21 @@ def test_metrics_are_told_to_tensorboard_and_told_anew_after_a_restart(base_fold
     assert worker.work(p, windows=training_set.Stripes(24), stop=stop).stopped_at == 1
     trained = worker.work(p, windows=training_set.Stripes(24))
     (folder,) = p.checkpoints_dir.glob("*/tensorboard")
-    told = EventAccumulator(str(folder)).Reload()
+    events = EventAccumulator(str(folder)).Reload()
     for name in ("loss", "samples_per_s", "tokens_per_s", "data_wait_s", "memory_gb"):
-        scalars = told.Scalars(name)
+        scalars = events.Scalars(name)
         assert [scalar.step for scalar in scalars] == [1, 2, 3, 4, 5, 6]
         written = [line[name] for line in trained.metrics]
         assert [scalar.value for scalar in scalars] == pytest.approx(written, rel=1e-5, abs=1e-6)
 
 
-def test_every_reporter_of_the_trainer_may_be_named():
+def test_every_reporter_of_transformers_is_allowed():
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     assert {*get_args(Reporter)} == {"none", *INTEGRATION_TO_CALLBACK}
 
 
-def test_a_reporter_of_the_trainers_own_gets_each_line(base_folder, tmp_path, monkeypatch):
+def test_transformers_reporter_receives_each_metrics_line(base_folder, tmp_path, monkeypatch):
     from transformers import TrainerCallback
     from transformers.integrations import integration_utils
 
@@ -353,9 +355,7 @@ def test_a_reporter_of_the_trainers_own_gets_each_line(base_folder, tmp_path, mo
         ("trackio", "trackio, which is not installed", "pip install trackio"),
     ],
 )
-def test_a_reporter_that_is_not_installed_is_told(
-    kind, what, fix, base_folder, tmp_path, monkeypatch
-):
+def test_missing_reporter_package_is_an_error(kind, what, fix, base_folder, tmp_path, monkeypatch):
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name, *_: None if name == kind else find(name))
     p = training_set.params(tmp_path, base_folder, training={"report_to": kind})
@@ -364,21 +364,21 @@ def test_a_reporter_that_is_not_installed_is_told(
     assert fix in caught.value.fix
 
 
-def test_what_a_loaded_model_was_used_for_before_changes_nothing(straight, tmp_path):
-    p, alone = straight
-    own = p.model_copy(update={"run": p.run.model_copy(update={"outputs_dir": str(tmp_path)})})
+def test_reusing_a_loaded_model_does_not_change_the_training(uninterrupted, tmp_path):
+    p, alone = uninterrupted
+    moved = p.model_copy(update={"run": p.run.model_copy(update={"outputs_dir": str(tmp_path)})})
     shared, windows = model.Trainable(), training_set.Stripes(killed_training.NUM_WINDOWS)
-    worker.work(own.blinded(), windows=windows, model=shared)
-    again = worker.work(own, windows=windows, model=shared)
+    worker.work(moved.blinded(), windows=windows, model=shared)
+    again = worker.work(moved, windows=windows, model=shared)
     for path in sorted(alone.adapter.iterdir()):
         assert (again.adapter / path.name).read_bytes() == path.read_bytes(), path.name
     assert same_but_for_time(again.metrics) == same_but_for_time(alone.metrics)
     assert again.choices == alone.choices
 
 
-def test_gradients_are_recomputed_to_the_same_end(straight, base_folder, tmp_path):
-    _, trained = straight
+def test_gradient_checkpointing_gives_the_same_losses(uninterrupted, base_folder, tmp_path):
+    _, trained = uninterrupted
     p = training_set.params(tmp_path, base_folder, training={"gradient_checkpointing": True})
     again = worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
-    losses = [[line["loss"] for line in each.metrics] for each in (again, trained)]
+    losses = [[line["loss"] for line in outcome.metrics] for outcome in (again, trained)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
