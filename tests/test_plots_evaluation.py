@@ -72,13 +72,13 @@ def dots(axes):
     return [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() == "o"]
 
 
-def test_pictures_are_png_of_1200_px_at_most_with_nothing_cut_off(pictures):
+def test_plots_fit_1200_px_without_clipping(pictures):
     assert len(pictures) == 2 + 5 + 6 + 2 * 2 + 3 + 5
     for name, picture in pictures.items():
         fits_a_notebook(name, picture)
 
 
-def test_every_picture_states_a_finding_and_names_its_axes(pictures):
+def test_plots_have_a_finding_and_axis_labels(pictures):
     for name, picture in pictures.items():
         assert len(finding(picture)) > 10, name
         names_its_axes(name, picture)
