@@ -241,7 +241,7 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("how", [*DAMAGED, "missing"])
+@pytest.mark.parametrize("damage", [*DAMAGED, "missing"])
 def test_damaged_notebook_error_names_the_file(tmp_path, published, damage, capsys, monkeypatch):
     params = write_params(tmp_path, published)
     notebook = tmp_path / "notebooks" / "01_audit.ipynb"

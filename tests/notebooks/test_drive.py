@@ -31,7 +31,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_notebook_leaves_figures_that_can_be_made_again(params: Path):
+def test_drive_figures_can_be_recomputed_from_the_scores(params: Path):
     p = Params.from_files([params])
     figures = runs.read_result(p, "08_drive")["figures"]
     assert [row["name"] for row in figures["drive"]] == POLICIES
@@ -45,7 +45,7 @@ def test_the_notebook_leaves_figures_that_can_be_made_again(params: Path):
     assert pictures == {"ladder", "lane", "strip", "open_and_closed"}
 
 
-def test_the_executed_notebook_shows_the_table_the_worst_drive_and_no_error(params: Path):
+def test_executed_notebook_shows_scores_and_worst_drive_without_errors(params: Path):
     p = Params.from_files([params])
     path = runs.executed_path(p, runs.BY_NAME["08_drive"])
     outputs = [
@@ -55,13 +55,13 @@ def test_the_executed_notebook_shows_the_table_the_worst_drive_and_no_error(para
         for output in cell.outputs
     ]
     kinds = [kind for output in outputs for kind in output.get("data", {})]
-    assert kinds.count("image/png") == 5  # four pictures and the film
+    assert kinds.count("image/png") == 5  # four plots and the animation of the worst drive
     text = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
     assert "scene score" in text and "turned_deg" in text
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
 
 
-def test_it_is_skipped_and_stale_only_by_what_it_reads(params: Path):
+def test_drive_is_stale_only_for_parameters_that_it_reads(params: Path):
     def state(*changes: str) -> runs.StageState:
         return runs.state(Params.from_files([params], changes), "08_drive")
 
