@@ -202,11 +202,17 @@ def test_json_and_text_output_agree_for_status_stop_and_dry_run(params_file, cap
 def test_run_prints_one_json_object_and_progress_on_stderr(params_file):
     """The installed command runs a real notebook and prints only JSON to stdout."""
     command = [AVOMNI, "run", params_file, "--only", "01_audit", "--json"]
-    first, again = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
-    assert (first.returncode, again.returncode) == (0, 0), first.stderr
-    [ran], [skipped] = (json.loads(done.stdout)["stages"] for done in (first, again))
-    assert (ran["stage"], ran["action"], skipped["action"]) == ("01_audit", "ran", "skipped")
-    assert ran["figures"] == skipped["figures"] and ran["figures"]["num_clips"] == 2
+    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    [ran_stage], [skipped_stage] = (json.loads(done.stdout)["stages"] for done in (first, second))
+    assert (ran_stage["stage"], ran_stage["action"], skipped_stage["action"]) == (
+        "01_audit",
+        "ran",
+        "skipped",
+    )
+    assert (
+        ran_stage["figures"] == skipped_stage["figures"] and ran_stage["figures"]["num_clips"] == 2
+    )
     assert "01_audit: ran (not run yet)" in first.stderr
     assert re.search(r"\d\d:\d\d:\d\d  \w", first.stderr), "the bars' lines"
 

@@ -15,7 +15,7 @@ WORLD = files.PROJECT_ROOT / "avomni_world"
 MODULES = sorted([*PACKAGE.rglob("*.py"), *WORLD.rglob("*.py")])
 # The packages in the order in which data flows; `""` is the top level of avomni_lib.
 LAYERS = ["", "params", "dataset", "etl", "training", "evaluation", "live", "driving", "notebook"]
-# Where `dataset.source: world` is opened: the only modules that import the world.
+# The only modules that import avomni_world, for `dataset.source: world` and for driving.
 WORLD_USERS = {"avomni_lib/notebook/run/runs.py", "avomni_lib/driving/drive.py"}
 IMPORTERS = {
     "huggingface_hub": {
@@ -26,7 +26,7 @@ IMPORTERS = {
     "papermill": {"avomni_lib/notebook/run/pipeline.py"},
     "unsloth": {"avomni_lib/training/model/load.py", "avomni_lib/training/doctor/doctor.py"},
     "peft": {"avomni_lib/training/model/load.py", "avomni_lib/training/doctor/doctor.py"},
-    # The probes run its layer and its optimizers; the models reach it through transformers.
+    # The probes use its layer and its optimizers; models use it through transformers.
     "bitsandbytes": {
         "avomni_lib/training/model/load.py",
         "avomni_lib/training/doctor/doctor.py",

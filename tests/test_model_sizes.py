@@ -34,7 +34,7 @@ def count_weights(module):
 
 
 def meta_model(config):
-    """The model without memory for its weights."""
+    """The model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
 

@@ -35,7 +35,7 @@ def params(tmp_path: Path) -> str:
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess:
-    """A line of bash in which $A is the command."""
+    """Runs a line of bash in which the function `A` is the command."""
     avomni = f'A() {{ {shlex.join(AVOMNI)} "$@"; }}\nset -o pipefail\n'
     return subprocess.run(
         ["bash", "-c", avomni + line],
@@ -46,7 +46,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def printed(capsys, *words: str) -> str:
-    """What a command of this process writes to stdout."""
+    """What a command run in this process writes to stdout."""
     assert main(list(words)) == 0
     return capsys.readouterr().out
 
@@ -94,11 +94,11 @@ def test_output_is_ascii_in_the_c_locale(params):
     """Including an error message with characters that the locale cannot encode."""
     name = shlex.quote(params)
     for line in (f"A status {name}", f"A plan {name} --json"):
-        plain, here = (shell(line, **env) for env in (ASCII, {}))
-        assert plain.returncode == here.returncode and "Traceback" not in plain.stderr
-        assert plain.stdout.isascii() and bool(plain.stdout) == bool(here.stdout)
+        c_locale, default = (shell(line, **env) for env in (ASCII, {}))
+        assert c_locale.returncode == default.returncode and "Traceback" not in c_locale.stderr
+        assert c_locale.stdout.isascii() and bool(c_locale.stdout) == bool(default.stdout)
         if "--json" in line:
-            assert json.loads(plain.stdout) == json.loads(here.stdout)
+            assert json.loads(c_locale.stdout) == json.loads(default.stdout)
     wrong = shell(f"A status {name} --set 'run.name=×/×' --json", **ASCII)
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
     assert json.loads(wrong.stdout)["error"]["what"]

@@ -308,8 +308,8 @@ def test_timeline_draws_every_window_at_its_time(windows):
         times = [
             windows.times_us(i)[[0, -1]] for i, w in enumerate(windows) if w.clip_id == clip.clip_id
         ]
-        wanted = (np.array(times) - times[0][0]) / 1e6
-        assert len(times) > 1 and drawn == pytest.approx(wanted)
+        expected = (np.array(times) - times[0][0]) / 1e6
+        assert len(times) > 1 and drawn == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
@@ -332,10 +332,10 @@ def test_path_is_drawn_in_the_current_ego_frame():
     east = np.stack([np.linspace(0, 10, 11), np.zeros(11)], axis=1)
     north = np.stack([np.full(10, 10.0), np.linspace(1, 10, 10)], axis=1)
     yaw = np.array([0.0] * 10 + [np.pi / 2] * 11)
-    there = tiles.WindowMotion(
+    motion = tiles.WindowMotion(
         np.arange(21.0), np.vstack([east, north]), yaw, np.ones(21), 0, 21, 10
     )
-    xy = there.xy_ego_m()
+    xy = motion.xy_ego_m()
     assert np.allclose(xy[10], 0)
     assert np.allclose(xy[-1], [10, 0]), "ten metres on, straight ahead"
     assert np.allclose(xy[0], [0, 10]), "where it came from lies to the left"

@@ -241,8 +241,8 @@ def test_horizon_plot_compares_paths_over_time(scores, pictures):
     figures, picture = scores["future_v1"]["metrics"], pictures["future_v1 horizon"]
     lines = {line.get_label(): line for line in picture.axes[0].lines}
     for name in evaluation.PATHS:
-        wanted = [figures[name][key]["value"] for key in trajectories.MOMENTS_S]
-        assert lines[wording.row(name)].get_ydata().tolist() == wanted
+        expected = [figures[name][key]["value"] for key in trajectories.MOMENTS_S]
+        assert lines[wording.row(name)].get_ydata().tolist() == expected
     assert finding(picture).startswith(
         "Mean distance after 6.4 s, the nearest first: adapted model "
     )
@@ -310,8 +310,8 @@ def test_driven_path_is_relative_to_the_first_frame(windows):
         )
         arc = drive.travelled(times) - drive.travelled(times[0])
         yaw = drive.curvature * arc
-        wanted = np.stack([np.sin(yaw), 1 - np.cos(yaw)], axis=1) / drive.curvature
-        assert paths.driven_m(windows.egomotion(index)) == pytest.approx(wanted, abs=0.02)
+        expected = np.stack([np.sin(yaw), 1 - np.cos(yaw)], axis=1) / drive.curvature
+        assert paths.driven_m(windows.egomotion(index)) == pytest.approx(expected, abs=0.02)
 
 
 @given(

@@ -143,7 +143,7 @@ def test_troubleshooting_lists_at_least_eight_errors():
 
 
 def commands() -> list[str]:
-    """Every command that a page prints, in its blocks and in its lines, comments left out."""
+    """Every command in the code blocks and the inline code of the pages."""
     lines: list[str] = []
     for page, text in PAGES.items():
         blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
@@ -241,7 +241,7 @@ def test_exit_codes_are_documented():
 
 
 def test_numeric_parameters_state_their_unit():
-    """A number's row says what it counts or measures, in its name or in its meaning."""
+    """The row of a number says in its meaning what it counts or measures."""
     units = (
         *(r"px", r"\bs\b", r"a second", r"GB", r"tokens", r"\bsteps\b", r"frames", r"clips?\b"),
         *(r"chunks", r"windows", r"processes", r"passes", r"share", r"files", r"batches", r"hours"),

@@ -163,15 +163,15 @@ def test_every_claim_has_a_command_that_reproduces_it(made, page):
     for claim, command in zip(figures["claims"], commands, strict=True):
         words = shlex.split(command)
         environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
-        ran = subprocess.run(
+        done = subprocess.run(
             [sys.executable, *words[1:]],
             capture_output=True,
             text=True,
             cwd=files.PROJECT_ROOT,
             env=environment,
         )
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.strip() == claim["text"]
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == claim["text"]
         (shown,) = [text for text in page.texts["li"] if claim["text"] in text]
         assert shown.startswith("Shown:" if claim["holds"] else "Not shown:")
     assert {claim["holds"] for claim in figures["claims"]} == {True}
@@ -267,7 +267,7 @@ def test_every_target_has_a_report(name, windows, tmp_path):
         assert row["answer"] in page.texts["pre"]
 
 
-def test_report_on_one_clip_shows_no_claims(windows, table, tmp_path):
+def test_report_on_one_clip_marks_all_claims_as_not_shown(windows, table, tmp_path):
     alone = table.filter(pc.equal(table["clip_id"], windows[0].clip_id))
     path = report.write(params(tmp_path), metrics.figures(alone), alone, {}, _no_cost(), tmp_path)
     page = Page(path.read_text())

@@ -50,7 +50,7 @@ def copied(folder: Path, tmp_path: Path, evict: bool) -> Params:
 
 
 def params(folder: Path, evict: bool, changes: dict) -> Params:
-    """The run's parameters with `section.key` -> value laid over."""
+    """The parameters of the run, with `changes` (`section.key` -> value) applied."""
     p = evicting_run.params(folder, evict=evict)
     for name, value in changes.items():
         p = changed_params.changed(p, name, value)
@@ -85,9 +85,9 @@ def test_size_budget_does_not_limit_the_choice_under_eviction(done):
 
 
 def test_enabling_eviction_later_only_deletes_raw_files(done, tmp_path):
-    kept = copied(done[0], tmp_path, evict=False)
-    assert stale(kept) == []
-    before = runs.read_result(kept, "03_etl")["digest"]
+    no_eviction = copied(done[0], tmp_path, evict=False)
+    assert stale(no_eviction) == []
+    before = runs.read_result(no_eviction, "03_etl")["digest"]
     p = evicting_run.params(tmp_path / "copy")
     assert stale(p) == ["03_etl"]
     assert "download.evict_raw changed" in runs.state(p, "03_etl").reason
@@ -97,17 +97,17 @@ def test_enabling_eviction_later_only_deletes_raw_files(done, tmp_path):
     assert [name for name, action in actions.items() if action == "would run"] == ["03_etl"]
     built = evicting_run.finish(p, "03_etl")  # no hub: nothing is fetched
     assert built.figures["num_clips_read"] == 0 and built.cache.digest == before
-    assert stale(p) == [] and stale(kept) == [], "and told not to again, it asks for nothing"
-    assert f"{NUM_FILES} raw files evicted" in runs.state(kept, "02_download").reason
+    assert stale(p) == [] and stale(no_eviction) == [], "and told not to again, it asks for nothing"
+    assert f"{NUM_FILES} raw files evicted" in runs.state(no_eviction, "02_download").reason
 
 
 def test_choice_cut_by_the_budget_is_stale_under_eviction(done, tmp_path):
-    kept = copied(done[0], tmp_path, evict=False)
+    no_eviction = copied(done[0], tmp_path, evict=False)
     changed = {"download.target_chunks": 9}
     for name in ("01_audit", "02_download"):
         larger = params(tmp_path / "copy", False, changed)
         stage = runs.start(larger, name)
-        digest = download.read_chosen(kept).digest if name == "02_download" else "the same"
+        digest = download.read_chosen(no_eviction).digest if name == "02_download" else "the same"
         stage.finish({}, [], digest)
     assert stale(params(tmp_path / "copy", False, changed)) == []
     stale_stages = stale(params(tmp_path / "copy", True, changed))
@@ -142,17 +142,19 @@ def test_cache_lost_after_eviction_makes_the_etl_stale(done, tmp_path):
     assert "stale because 03_etl is: cache/shard_0001" in runs.state(p, "04_tiles").reason
     assert "what the cache lacks is fetched again" in runs.state(p, "03_etl").reason
     assert "03_etl fetches what the cache lacks" in runs.state(p, "02_download").reason
-    kept = evicting_run.params(tmp_path / "copy", evict=False)
-    assert stale(kept) == ["02_download", "03_etl", "04_tiles"], "without eviction 02 fetches"
-    assert f"{NUM_FILES} raw files gone or cut" in runs.state(kept, "02_download").reason
+    no_eviction = evicting_run.params(tmp_path / "copy", evict=False)
+    assert stale(no_eviction) == ["02_download", "03_etl", "04_tiles"], (
+        "without eviction 02 fetches"
+    )
+    assert f"{NUM_FILES} raw files gone or cut" in runs.state(no_eviction, "02_download").reason
 
 
 def test_deleted_raw_files_are_reported_as_gone(done, tmp_path):
-    kept = copied(done[0], tmp_path, evict=False)
-    for path in sorted(kept.local_dir.rglob("camera_*.chunk_0000.zip"))[:2]:
+    p = copied(done[0], tmp_path, evict=False)
+    for path in sorted(p.local_dir.rglob("camera_*.chunk_0000.zip"))[:2]:
         path.unlink()
-    reason = runs.state(kept, "02_download").reason
-    assert "2 raw files gone, the cache holds what is needed" in reason and stale(kept) == []
+    reason = runs.state(p, "02_download").reason
+    assert "2 raw files gone, the cache holds what is needed" in reason and stale(p) == []
 
 
 def test_lost_metadata_makes_02_stale_before_the_etl(done, tmp_path):

@@ -29,7 +29,7 @@ def names(section: str, *but: str) -> list[str]:
     ]
 
 
-# The stages that are stale when a parameter changes; every parameter stands here.
+# Stages -> the parameters whose change makes exactly these stale; every parameter is listed.
 STALE: dict[tuple[str, ...], list[str]] = {
     STAGES: [
         *names("dataset", "audit", "local_dir", "allow_plain_http"),
@@ -182,13 +182,13 @@ def test_later_stages_repeat_the_original_reason(done):
 
 def test_changed_output_makes_later_stages_stale(copied):
     """03 is redone with other bytes; no parameter of 05 has changed."""
-    slow = changed_params.changed(copied, "processing.sample_hz", 5.0)
-    finish(slow, ETL)
-    reasons = status(slow)
+    changed = changed_params.changed(copied, "processing.sample_hz", 5.0)
+    finish(changed, ETL)
+    reasons = status(changed)
     assert tuple(reasons) == FROM_TILES
-    again = changed_params.changed(copied, "processing.sample_hz", 10.0)
-    finish(again, ETL)
-    assert status(again) == {}, "back at the same bytes"
+    restored = changed_params.changed(copied, "processing.sample_hz", 10.0)
+    finish(restored, ETL)
+    assert status(restored) == {}, "back at the same bytes"
     finish(copied, TRAIN, word="another adapter")
     because = "stale: 05_train made something else since"
     assert status(copied) == {EVALUATE: because, LIVE: because}
@@ -308,15 +308,17 @@ def test_moved_run_is_not_stale(copied, tmp_path, move):
     target.parent.mkdir(parents=True)
     move(copied.run_dir, target)
     shutil.rmtree(copied.run_dir)
-    there = changed_params.changed(copied, "run.outputs_dir", str(target))
-    assert status(there) == {}
-    for checked in there.run_dir.rglob(".checked.json"):
+    moved_run = changed_params.changed(copied, "run.outputs_dir", str(target))
+    assert status(moved_run) == {}
+    for checked in moved_run.run_dir.rglob(".checked.json"):
         checked.unlink()
-    assert status(there) == {}
+    assert status(moved_run) == {}
     # The raw files may be missing or in another folder.
-    away = changed_params.changed(there, "dataset.local_dir", str(tmp_path / "nothing here"))
-    assert list(status(away)) == [AUDIT]
-    for path in there.run_dir.glob("*/*.json"):
+    without_raw = changed_params.changed(
+        moved_run, "dataset.local_dir", str(tmp_path / "nothing here")
+    )
+    assert list(status(without_raw)) == [AUDIT]
+    for path in moved_run.run_dir.glob("*/*.json"):
         assert str(tmp_path) not in path.read_text(), path
 
 

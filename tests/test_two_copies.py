@@ -98,7 +98,7 @@ def in_notebook(copy: Path, code: str) -> str:
 
 
 def assert_only_ours(other: Path) -> None:
-    """Nothing has imported the other copy, and nothing was written into it."""
+    """Checks that nothing has imported the other copy or written into it."""
     names = [path.name for path in other.parent.rglob("*") if "__pycache__" not in path.parts]
     assert sorted(names) == ["__init__.py", "avomni_lib"]
 
@@ -160,7 +160,7 @@ def test_training_process_imports_the_commands_copy(copy, other, tmp_path, proce
         "p = params.Params.from_files([sys.argv[1]])\n"
         "process, _ = job.start_or_attach(p)\nprocess.wait()\njob.follow(p, process)"
     )
-    # Python may be told not to import from the folder that it is started in.
+    # PYTHONSAFEPATH: Python does not import from the folder that it is started in.
     environment = installed(other, "path") | {"PYTHONSAFEPATH": "1"}
     command = ["-c", in_notebook(copy, code), write_params(tmp_path, values)]
     done = python(copy / "notebooks", environment, *command)

@@ -170,14 +170,16 @@ def test_tile_size_and_fit_change_picture_and_cost(view):
     assert ">48<" in view.cost_table.value and "0.3 MB" in view.cost_table.value
     # Fits differ, and letterbox leaves black bars.
     view.controls.height.value = 32
-    seen = {}
+    tile_by_fit = {}
     for fit in ("letterbox", "crop", "stretch"):
         view.controls.fit.value = fit
-        seen[fit] = tile_at(shown(view), view.choice.grid, 0, 0)
-    black = ~seen["letterbox"].any(axis=(0, 2))
+        tile_by_fit[fit] = tile_at(shown(view), view.choice.grid, 0, 0)
+    black = ~tile_by_fit["letterbox"].any(axis=(0, 2))
     # 64×48 px in a tile of 96×32: 43 columns, between bars of 26 and 27.
     assert black[:26].all() and black[-26:].all() and not black[30:-30].any()
-    assert seen["crop"].any(axis=(0, 2)).all() and not np.array_equal(seen["crop"], seen["stretch"])
+    assert tile_by_fit["crop"].any(axis=(0, 2)).all() and not np.array_equal(
+        tile_by_fit["crop"], tile_by_fit["stretch"]
+    )
 
 
 def test_changing_rate_or_length_keeps_the_current_time(p, view):
@@ -299,7 +301,7 @@ def test_answer_shows_the_target_text(p, view):
     assert f"Avg Velocity: {truth.speed_mps:.2f}m/s." in view.answer.value
     assert "&lt;think&gt;" in view.answer.value
     far = p.model_copy(update={"training": p.training.model_copy(update={"target": "future_v1"})})
-    # The cache keeps one second of ego motion past the last frame.
+    # The cache holds one second of egomotion after the last frame.
     assert "05_train leaves this window out" in widgets.TilePreview(far).answer.value
 
 

@@ -19,7 +19,7 @@ from avomni_lib.workers import WAIT, num_cores, run_jobs
 
 
 def square(job: tuple[Path, int]) -> int:
-    """Kills its own process for 3 always, for 5 the first time."""
+    """The square of a number; kills its process for 3 always and for 5 the first time."""
     folder, number = job
     seen = folder / f"seen-{number}"
     first = not seen.exists()
@@ -36,7 +36,7 @@ def refuse(number: int) -> int:
 
 
 def sleep(seconds: float) -> tuple[int, float]:
-    """(process, when it ended), after so many seconds."""
+    """(process id, end time in s), after sleeping for so many seconds."""
     if "STARTED" in os.environ:
         Path(os.environ["STARTED"], str(os.getpid())).touch()
     time.sleep(seconds)
@@ -48,11 +48,11 @@ def span(job: tuple[Path, float]) -> tuple[float, float]:
     path, seconds = job
     with open(path, "a") as file:
         file.write("+")
-    began = time.monotonic()
+    start = time.monotonic()
     time.sleep(seconds)
     if path.name == "dies" and path.read_text() == "+":
         os.kill(os.getpid(), signal.SIGKILL)
-    return began, time.monotonic()
+    return start, time.monotonic()
 
 
 def state(_: int) -> tuple[int, str, int]:
@@ -83,9 +83,9 @@ def test_lost_job_is_retried_alone(tmp_path):
     spans = {job[0].name: outcome for job, outcome in run_jobs(span, jobs, 3)}
     tries = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert tries == {"a": "+", "dies": "++", "b": "+", "c": "+", "d": "+"}
-    began, ended = spans.pop("dies")
+    start, end = spans.pop("dies")
     for name, other in spans.items():
-        assert other[1] <= began or other[0] >= ended, f"{name} ran beside it"
+        assert other[1] <= start or other[0] >= end, f"{name} ran beside it"
 
 
 def test_hanging_worker_is_stopped_and_other_jobs_finish():
@@ -140,11 +140,11 @@ def test_worker_starts_its_next_job_before_the_caller_continues():
 
 def test_workers_are_reused_and_never_outnumber_the_jobs():
     assert len({pid for _, (pid, _) in run_jobs(sleep, [0.0] * 6, 1)}) == 1
-    seen = set()
+    pids = set()
     for _, (pid, _) in run_jobs(sleep, [0.0, 0.0], 50):
-        seen |= {pid}
+        pids |= {pid}
         assert len([child for child in psutil.Process().children() if is_worker(child)]) <= 2
-    assert len(seen) <= 2
+    assert len(pids) <= 2
 
 
 def test_worker_uses_one_core_and_is_the_first_oom_victim():
@@ -195,11 +195,11 @@ def test_workers_that_cannot_start_are_an_error(tmp_path):
         "except AvomniError as error:\n    sys.exit(str(error))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
-    ran = subprocess.run(
+    done = subprocess.run(
         [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert ran.returncode == 1
-    assert "ended before it had begun" in ran.stderr and '__name__ == "__main__"' in ran.stderr
+    assert done.returncode == 1
+    assert "ended before it had begun" in done.stderr and '__name__ == "__main__"' in done.stderr
 
 
 def parent_of_two(tmp_path: Path, seconds: float) -> tuple[subprocess.Popen, list[psutil.Process]]:

@@ -60,8 +60,8 @@ def watched(params: Path, tmp_path_factory: pytest.TempPathFactory) -> Params:
     p = Params.from_files([params])
     shutil.copytree(p.run_dir, folder / p.run.name, copy_function=shutil.copyfile)
     override = f"run.outputs_dir={folder}"
-    ran = avomni("run", str(params), "--set", override, "--only", "05", "07")
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    done = avomni("run", str(params), "--set", override, "--only", "05", "07")
+    assert done.returncode == 0, done.stderr[-3000:]
     return Params.from_files([params], [override])
 
 

@@ -21,8 +21,8 @@ LOADED = """() => [...document.images].map(
 @pytest.fixture(scope="module")
 def report(params: Path) -> Path:
     """The folder with the pages of a run up to 04, the notebook with widgets."""
-    ran = avomni("run", str(params), "--only", "04")
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    done = avomni("run", str(params), "--only", "04")
+    assert done.returncode == 0, done.stderr[-3000:]
     return web.write(Params.from_files([params])).parent
 
 

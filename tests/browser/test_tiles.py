@@ -37,13 +37,13 @@ def view(params: Path) -> widgets.TilePreview:
 
 def await_picture(page: Page, wanted: np.ndarray) -> None:
     """Wait until the page shows exactly these pixels."""
-    seen = None
+    shown = None
     for _ in range(160):
-        seen = lab.picture(page.locator(GRID))
-        if np.array_equal(seen, wanted):
+        shown = lab.picture(page.locator(GRID))
+        if np.array_equal(shown, wanted):
             return
         page.wait_for_timeout(250)
-    raise AssertionError(f"the page shows another picture, of {seen.shape}, not {wanted.shape}")
+    raise AssertionError(f"the page shows another picture, of {shown.shape}, not {wanted.shape}")
 
 
 def screenshot(page: Page, tmp_path: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The chain of notebooks: run, skipped, stale, evicted, killed."""
+"""The chain of notebooks: runs, skipped stages, eviction, copies and kills."""
 
 import contextlib
 import hashlib
@@ -29,10 +29,10 @@ NAMES = [stage.name for stage in runs.STAGES]
 
 @pytest.fixture(scope="module")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A params file whose run is done."""
+    """A params file whose run is finished."""
     path = write_params(tmp_path_factory.mktemp("undisturbed"))
-    ran = avomni("run", str(path))
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = avomni("run", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
     return path
 
 
@@ -124,8 +124,8 @@ def test_eviction_uses_less_disk_and_makes_the_same_cache(params: Path, tmp_path
     overrides += ["download.evict_raw=true", f"download.target_size_gb={both / 1e9}"]
     changes = [word for change in overrides for word in ("--set", change)]
     first_four = ["--only", "01", "02", "03", "04"]
-    ran = avomni("run", str(params), *changes, *first_four)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = avomni("run", str(params), *changes, *first_four)
+    assert done.returncode == 0, done.stdout + done.stderr
     p = Params.from_files([params], overrides)
     assert not list(p.local_dir.rglob("*.zip"))
     figures = runs.read_result(p, "03_etl")["figures"]
@@ -181,47 +181,47 @@ def copied(params: Path, folder: Path) -> list[str]:
 
 
 def test_copied_run_is_done_and_usable(params: Path, tmp_path: Path):
-    p, there = Params.from_files([params]), copied(params, tmp_path / "laptop")
-    stages = json.loads(avomni("status", *there, "--json").stdout)["stages"]
+    p, arguments = Params.from_files([params]), copied(params, tmp_path / "laptop")
+    stages = json.loads(avomni("status", *arguments, "--json").stdout)["stages"]
     assert [stage["stage"] for stage in stages if not stage["done"]] == []
-    ran = avomni("run", *there, "--only", "06", "--force")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    moved = Params.from_files([params], [there[-1]])
+    done = avomni("run", *arguments, "--only", "06", "--force")
+    assert done.returncode == 0, done.stdout + done.stderr
+    moved = Params.from_files([params], [arguments[-1]])
     answers = [run.run_dir / "06_evaluate" / "answers.parquet" for run in (p, moved)]
     assert answers[0].read_bytes() == answers[1].read_bytes()
-    exported = avomni("export", *there, "--json")
+    exported = avomni("export", *arguments, "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["score"] == runs.read_result(moved, "06_evaluate")["figures"]
 
 
 def test_force_does_not_score_an_adapter_on_a_different_cache(params: Path, tmp_path: Path):
     """The cache is rebuilt at another rate; 05's own parameters do not change."""
-    there = copied(params, tmp_path / "run")
-    there += ["--set", "processing.sample_hz=5", "--set", "processing.sequence_length=8"]
-    there += ["--set", "vision.window_size=8"]
-    ran = avomni("run", *there, "--only", "03")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    refused = avomni("run", *there, "--only", "06")
+    arguments = copied(params, tmp_path / "run")
+    arguments += ["--set", "processing.sample_hz=5", "--set", "processing.sequence_length=8"]
+    arguments += ["--set", "vision.window_size=8"]
+    done = avomni("run", *arguments, "--only", "03")
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused = avomni("run", *arguments, "--only", "06")
     assert refused.returncode == 1
     assert "06_evaluate needs what 05_train makes, and 05_train is not done" in refused.stderr
-    forced = avomni("run", *there, "--only", "06", "--force")
+    forced = avomni("run", *arguments, "--only", "06", "--force")
     assert forced.returncode == 1 and "Traceback" not in forced.stderr
     assert "processing.sample_hz: trained with 10.0, now 5.0" in forced.stderr
     assert "cache.sample_hz: trained with 10.0, now 5.0" in forced.stderr
-    assert runs.read_result(Params.from_files([params], [there[2]]), "06_evaluate") is None
+    assert runs.read_result(Params.from_files([params], [arguments[2]]), "06_evaluate") is None
 
 
 def test_plain_papermill_runs_a_notebook(params: Path, tmp_path: Path):
     out = tmp_path / "out.ipynb"
-    ran = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "papermill", "notebooks/04_tiles.ipynb", out, "-f", params],
         capture_output=True,
         text=True,
         cwd=files.PROJECT_ROOT,
         env=environment(),
     )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert "unknown parameter" not in ran.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "unknown parameter" not in done.stderr
     assert runs.state(Params.from_files([params]), "04_tiles").done
 
 
@@ -229,7 +229,7 @@ def test_notebook_error_says_what_to_do_without_a_traceback(tmp_path: Path):
     """papermill by hand on params/mi300x.yaml: the error as the executed notebook stores it."""
     out = tmp_path / "out.ipynb"
     section = f"{{name: gate, outputs_dir: {tmp_path}}}"
-    ran = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "papermill", "notebooks/02_download.ipynb", str(out)]
         + ["-f", "params/mi300x.yaml", "-y", f"run: {section}"],
         capture_output=True,
@@ -237,7 +237,7 @@ def test_notebook_error_says_what_to_do_without_a_traceback(tmp_path: Path):
         cwd=files.PROJECT_ROOT,
         env=environment(),
     )
-    assert ran.returncode == 1
+    assert done.returncode == 1
     message = "needs what 01_audit makes"
     [error] = [
         output
@@ -253,11 +253,11 @@ def test_notebook_error_says_what_to_do_without_a_traceback(tmp_path: Path):
 
 
 def test_licence_is_checked_before_any_hub_request(tmp_path: Path):
-    ran = avomni("run", "params/mi300x.yaml", "--set", f"run.outputs_dir={tmp_path}")
-    assert ran.returncode == 1
-    assert "dataset.license_accepted is false" in ran.stderr
-    assert "using NVIDIA technology" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    done = avomni("run", "params/mi300x.yaml", "--set", f"run.outputs_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "dataset.license_accepted is false" in done.stderr
+    assert "using NVIDIA technology" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_run_resumes_after_its_kernel_was_killed(params: Path):

@@ -25,9 +25,9 @@ def p(tmp_path_factory: pytest.TempPathFactory) -> Params:
     demo = str(files.PROJECT_ROOT / "params" / "demo.yaml")
     changes = [f"run.outputs_dir={folder}", f"dataset.local_dir={folder}/data"]
     words = ["run", demo, "--set", changes[0], "--set", changes[1]]
-    ran = avomni(*words, timeout_s=3000)
-    print(ran.stdout)
-    assert ran.returncode == 0, ran.stderr
+    done = avomni(*words, timeout_s=3000)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
     return Params.from_files([demo], changes)
 
 
@@ -96,8 +96,8 @@ def test_figures_can_be_recomputed_from_the_answers(figures: dict, answers: dict
 
 
 def test_metrics_recomputed_from_the_saved_answers_agree(figures: dict, p: Params):
-    again = metrics.figures(metrics.read(p.run_dir / "06_evaluate" / "answers.parquet"))
-    assert {name: figures[name] for name in again} == again
+    recomputed = metrics.figures(metrics.read(p.run_dir / "06_evaluate" / "answers.parquet"))
+    assert {name: figures[name] for name in recomputed} == recomputed
 
 
 def test_every_stage_after_the_split_records_its_hash(figures: dict, p: Params):
@@ -145,8 +145,8 @@ def path_rows(p: Params) -> dict[str, dict]:
     second = str(files.PROJECT_ROOT / "params" / "demo_future.yaml")
     changes = [f"run.outputs_dir={p.run.outputs_dir}", f"dataset.local_dir={p.dataset.local_dir}"]
     words = ["run", second, "--set", changes[0], "--set", changes[1]]
-    ran = avomni(*words, timeout_s=3000)
-    assert ran.returncode == 0, ran.stderr
+    done = avomni(*words, timeout_s=3000)
+    assert done.returncode == 0, done.stderr
     result = Params.from_files([second], changes).run_dir / "06_evaluate" / "result.json"
     figures = json.loads(result.read_text())["figures"]
     assert figures["exact_share_by_row"]["adapted"] == 1.0

@@ -1,4 +1,4 @@
-"""Notebook 08 on a small run whose model plans a path."""
+"""Notebook 08_drive on a small run whose model predicts a path."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ POLICIES = ["expert", "constant_velocity", "ego_motion", "blind", "adapted"]
 
 @pytest.fixture(scope="module")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A params file whose model has driven."""
+    """A params file whose run has finished 08_drive."""
     path = write_params(
         tmp_path_factory.mktemp("driven"),
         dataset={"world": {"num_chunks": 2, "clips_per_chunk": 5, "clip_seconds": 3.0}},
@@ -26,8 +26,8 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluation={"constrained": True},
         driving={"num_episodes": 2, "seconds": 2.0, "policies": POLICIES, "hop": 4},
     )
-    ran = avomni("run", str(path), "--only", "01", "02", "03", "05", "08")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = avomni("run", str(path), "--only", "01", "02", "03", "05", "08")
+    assert done.returncode == 0, done.stdout + done.stderr
     return path
 
 
@@ -37,8 +37,8 @@ def test_drive_figures_can_be_recomputed_from_the_scores(params: Path):
     assert [row["name"] for row in figures["drive"]] == POLICIES
     folder = runs.stage_dir(p, "08_drive")
     scores = pd.read_parquet(folder / "drives.parquet")
-    again = ladder.figures(scores, p.run.seed)
-    assert json.loads(json.dumps(again["drive"])) == figures["drive"]
+    recomputed = ladder.figures(scores, p.run.seed)
+    assert json.loads(json.dumps(recomputed["drive"])) == figures["drive"]
     assert len(list((folder / "episodes").glob("*.npz"))) == 2 * len(POLICIES)
     assert Image.open(folder / "worst.png").n_frames == 11
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}

@@ -28,8 +28,8 @@ def p(tmp_path_factory: pytest.TempPathFactory) -> Params:
         training={"target": "full_v1", "blind_steps": 2},
         evaluation={"max_new_tokens": 700, "num_samples": 1, "constrained": True},
     )
-    ran = avomni("run", str(path), timeout_s=1500)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = avomni("run", str(path), timeout_s=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
     return Params.from_files([path])
 
 

@@ -85,7 +85,7 @@ def test_every_code_cell_follows_a_sentence(cells: list):
             assert before is not None and before.cell_type == "markdown", cell.source
 
 
-def test_skeleton(cells: list, path: Path):
+def test_notebooks_follow_the_skeleton(cells: list, path: Path):
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
     assert prose[0].startswith("# ")
     assert all(word in prose[0] for word in ("Reads", "Writes", "Takes"))
@@ -129,7 +129,7 @@ def test_every_plot_is_saved(cells: list):
 
 
 def test_papermill_knows_every_params_section(path: Path):
-    """papermill warns of a section that the cell does not declare."""
+    """papermill warns about a section that the parameters cell does not declare."""
     declared = papermill.inspect_notebook(path)
     extends = declared.pop("extends")
     file = "demo_drive" if path.stem == "08_drive" else "demo"
@@ -181,5 +181,5 @@ def test_commit_hook_leaves_notebooks_unchanged():
     config = yaml.safe_load((files.PROJECT_ROOT / ".pre-commit-config.yaml").read_text())
     hooks = {hook["id"]: hook for repo in config["repos"] for hook in repo["hooks"]}
     words = ["nbstripout", *hooks["nbstripout"]["args"], "--verify", *map(str, NOTEBOOKS)]
-    ran = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -60,9 +60,9 @@ def test_example_notebook_is_short_and_has_no_outputs():
 
 def test_chain_accepts_the_target_and_is_stale_after_an_edit(executed: Path):
     path = executed / "small.yaml"
-    ran = avomni("run", str(path), "--set", "run.name=chain", timeout_s=900)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "note: training.target is code of your own" in ran.stderr
+    done = avomni("run", str(path), "--set", "run.name=chain", timeout_s=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "note: training.target is code of your own" in done.stderr
     figures = json.loads((executed / "chain" / "06_evaluate" / "result.json").read_text())[
         "figures"
     ]
