@@ -1,4 +1,4 @@
-"""`avomni`, as `python -m avomni_lib`: what it prints for people and machines, and its codes."""
+"""The `avomni` command, run as `python -m avomni_lib`: text, JSON and exit codes."""
 
 import json
 import os
@@ -57,7 +57,7 @@ PLAN = Plan("what run x takes", [("clips", "12 [of 20]", "8 s each")], ["few ste
 
 @pytest.fixture
 def params_file(tmp_path: Path) -> str:
-    """A run over a small set that lies in a folder."""
+    """A params file for a run over a small data set in a local folder."""
     published = write_published_set(tmp_path / "published", 1, 2, 1.0)
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(folder_run.values(tmp_path / "outputs", published)))
@@ -65,7 +65,7 @@ def params_file(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_every_example_of_the_help_is_a_command(line: str):
+def test_every_example_in_the_help_parses(line: str):
     command = shlex.split(re.split(r"  +", line)[0])
     assert command[:3] == ["python", "-m", "avomni_lib"]
     assert parsed(command[3:])[0] == command[3]
@@ -84,15 +84,15 @@ def test_help_names_the_commands_and_exit_codes(capsys: pytest.CaptureFixture):
         assert all(line in lines for line in EXIT_CODES.splitlines())
 
 
-def test_limit_takes_at_most_so_many_chunks(capsys: pytest.CaptureFixture):
+def test_limit_caps_the_number_of_chunks(capsys: pytest.CaptureFixture):
     figures = []
     for limit in ([], ["--limit", "1"], ["--limit", "9"]):
         assert main(["plan", DEMO, "--json", *limit]) == 0
         figures.append(json.loads(capsys.readouterr().out))
-    assert [told["num_chunks"] for told in figures] == [2, 1, 2]
+    assert [plan["num_chunks"] for plan in figures] == [2, 1, 2]
 
 
-WRONG_USES = {
+USAGE_ERRORS = {
     "plan --limit 0": "--limit",
     "plan --limit two": "--limit",
     "fly params/demo.yaml": "No such command 'fly'",
@@ -105,29 +105,29 @@ WRONG_USES = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG_USES)
-def test_wrong_use_is_2(wrong: str, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("wrong", USAGE_ERRORS)
+def test_usage_error_exits_with_2(wrong: str, capsys: pytest.CaptureFixture):
     name, *words = wrong.split()
     assert main([name, *words]) == 2
     usage = capsys.readouterr()
     assert usage.out == "" and usage.err.startswith("error: ") and "--help" in usage.err
-    assert WRONG_USES[wrong] in usage.err
+    assert USAGE_ERRORS[wrong] in usage.err
     assert main([name, "--json", *words]) == 2
-    said = capsys.readouterr()
-    error = json.loads(said.out)["error"]
-    assert said.err == usage.err and set(error) == {"what", "where", "fix"}
-    assert error["what"] in said.err and error["fix"].endswith("--help")
+    output = capsys.readouterr()
+    error = json.loads(output.out)["error"]
+    assert output.err == usage.err and set(error) == {"what", "where", "fix"}
+    assert error["what"] in output.err and error["fix"].endswith("--help")
     assert main([]) == 2 and "Missing command" in capsys.readouterr().err
 
 
-def test_an_option_takes_several_values_at_once():
+def test_option_accepts_several_values():
     line = ["run", "a.yaml", "--only", "01", "02", "--params", "b.yaml", "c.yaml", "--force"]
     _, values = parsed(line)
     assert values["only"] == ["01", "02"] and values["force"]
     assert (values["paths"], values["more"]) == (["a.yaml"], ["b.yaml", "c.yaml"])
 
 
-MISTAKES = [
+USER_ERRORS = [
     ["plan", "params/nowhere.yaml"],
     ["status", DEMO, "--set", "processing.strid=4"],
     ["run", DEMO, "--only", "07_fly"],
@@ -139,77 +139,85 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=" ".join)
-def test_a_mistake_is_1_with_one_message_and_no_traceback(
+@pytest.mark.parametrize("mistake", USER_ERRORS, ids=" ".join)
+def test_user_error_exits_with_1_and_no_traceback(
     mistake: list[str], capsys: pytest.CaptureFixture
 ):
     assert main(mistake) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ") and "Traceback" not in said.err
+    text_output = capsys.readouterr()
+    assert text_output.out == ""
+    assert text_output.err.startswith("error: ") and "Traceback" not in text_output.err
     assert main([*mistake, "--json"]) == 1
-    also = capsys.readouterr()
-    told = json.loads(also.out)["error"]
-    assert set(told) == {"what", "where", "fix"} and told["what"] in said.err
-    assert also.err == said.err, "a person who looks on reads it all the same"
+    json_output = capsys.readouterr()
+    error = json.loads(json_output.out)["error"]
+    assert set(error) == {"what", "where", "fix"} and error["what"] in text_output.err
+    assert json_output.err == text_output.err, "a person who looks on reads it all the same"
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["", "json"])
-def test_ctrl_c_is_130(flags, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_exits_with_130(
+    flags, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     def interrupted(p):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(estimate, "plan_run", interrupted)
     assert main(["plan", DEMO, *flags]) == 130
-    said = capsys.readouterr()
-    assert "run the same command again: it goes on from here" in said.err
-    assert not flags or "stopped" in json.loads(said.out)["error"]["what"]
+    output = capsys.readouterr()
+    assert "run the same command again: it goes on from here" in output.err
+    assert not flags or "stopped" in json.loads(output.out)["error"]["what"]
 
 
-def test_the_doctor_is_1_where_something_is_wrong(capsys, monkeypatch):
+def test_doctor_exits_with_1_on_a_wrong_finding(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda p: REPORT)
     assert main(["doctor", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["headline"] == "1 of 2 lines wrong, notes: 0"
-    assert [row["state"] for row in told["findings"]] == ["ok", "wrong"]
+    report = json.loads(capsys.readouterr().out)
+    assert report["headline"] == "1 of 2 lines wrong, notes: 0"
+    assert [row["state"] for row in report["findings"]] == ["ok", "wrong"]
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "torch  ok     torch 2.13" in lines and lines[-1] == told["headline"]
+    assert "torch  ok     torch 2.13" in lines and lines[-1] == report["headline"]
     why = "why: it fills up what to do: rm -rf outputs/old"
     assert f"disk   wrong  1 GB [free] {why}" in lines
 
 
-def test_status_stop_and_a_dry_run_tell_machines_what_they_tell_people(params_file, capsys):
-    told = {}
+def test_json_and_text_output_agree_for_status_stop_and_dry_run(params_file, capsys):
+    outputs = {}
     for name, *more in (("status",), ("stop",), ("run", "--dry-run")):
         assert main([name, params_file, *more, "--json"]) == 0
-        told[name] = json.loads(capsys.readouterr().out)
+        outputs[name] = json.loads(capsys.readouterr().out)
         assert main([name, params_file, *more]) == 0
-        told[name, "shown"] = capsys.readouterr().out
-    names = [row["stage"] for row in told["status"]["stages"]]
-    assert names == [row["stage"] for row in told["run"]["stages"]]
-    assert all(name in told["status", "shown"] for name in names)
-    assert {row["done"] for row in told["status"]["stages"]} == {False}
-    assert {row["action"] for row in told["run"]["stages"]} == {"would run"}
-    assert told["run", "shown"].count("would run") == 2 * len(names), "a line and a row each"
-    assert told["stop"]["stopped"] is False
-    assert "no training works in this run folder" in told["stop", "shown"]
-    assert len({told[name]["run"] for name in ("status", "stop", "run")}) == 1
+        outputs[name, "shown"] = capsys.readouterr().out
+    names = [row["stage"] for row in outputs["status"]["stages"]]
+    assert names == [row["stage"] for row in outputs["run"]["stages"]]
+    assert all(name in outputs["status", "shown"] for name in names)
+    assert {row["done"] for row in outputs["status"]["stages"]} == {False}
+    assert {row["action"] for row in outputs["run"]["stages"]} == {"would run"}
+    assert outputs["run", "shown"].count("would run") == 2 * len(names), "a line and a row each"
+    assert outputs["stop"]["stopped"] is False
+    assert "no training works in this run folder" in outputs["stop", "shown"]
+    assert len({outputs[name]["run"] for name in ("status", "stop", "run")}) == 1
 
 
-def test_run_as_avomni_prints_one_object_and_progress_beside_it(params_file):
-    """The command as it is installed, a real notebook, and nothing but JSON on stdout."""
+def test_run_prints_one_json_object_and_progress_on_stderr(params_file):
+    """The installed command runs a real notebook and prints only JSON to stdout."""
     command = [AVOMNI, "run", params_file, "--only", "01_audit", "--json"]
-    first, again = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
-    assert (first.returncode, again.returncode) == (0, 0), first.stderr
-    [ran], [skipped] = (json.loads(done.stdout)["stages"] for done in (first, again))
-    assert (ran["stage"], ran["action"], skipped["action"]) == ("01_audit", "ran", "skipped")
-    assert ran["figures"] == skipped["figures"] and ran["figures"]["num_clips"] == 2
+    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    [ran_stage], [skipped_stage] = (json.loads(done.stdout)["stages"] for done in (first, second))
+    assert (ran_stage["stage"], ran_stage["action"], skipped_stage["action"]) == (
+        "01_audit",
+        "ran",
+        "skipped",
+    )
+    assert (
+        ran_stage["figures"] == skipped_stage["figures"] and ran_stage["figures"]["num_clips"] == 2
+    )
     assert "01_audit: ran (not run yet)" in first.stderr
     assert re.search(r"\d\d:\d\d:\d\d  \w", first.stderr), "the bars' lines"
 
 
-TOLD = {
+RENDERED = {
     "plan": ((estimate, "plan_run"), PLAN, ["what run x takes", "12 [of 20]", "! few steps"]),
     "doctor": ((doctor, "examine"), REPORT, ["1 GB [free]", "why: it fills up", "1 of 2 lines"]),
     "compare": (
@@ -221,14 +229,14 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_a_terminal_gets_a_table_and_a_pipe_gets_lines(name, capsys, monkeypatch):
-    work, told, words = TOLD[name]
-    monkeypatch.setattr(*work, lambda *_: told)
+@pytest.mark.parametrize("name", RENDERED)
+def test_terminal_output_is_a_table_and_pipe_output_is_lines(name, capsys, monkeypatch):
+    patched, result, words = RENDERED[name]
+    monkeypatch.setattr(*patched, lambda *_: result)
     line = [name, "a", "b"] if name == "compare" else [name, DEMO]
     main(line)
     lines = capsys.readouterr().out
-    assert name == "doctor" or lines == f"{told}\n"
+    assert name == "doctor" or lines == f"{result}\n"
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "110")
     main(line)
@@ -242,7 +250,7 @@ def test_a_terminal_gets_a_table_and_a_pipe_gets_lines(name, capsys, monkeypatch
 
 
 def completions(*words: str) -> set[str]:
-    """What bash offers after these words; what is no command and no option it completes itself."""
+    """What avomni's completion offers bash after these words; bash completes files itself."""
     script = subprocess.run(
         [AVOMNI],
         env=os.environ | {"_AVOMNI_COMPLETE": "source_bash"},
@@ -266,6 +274,6 @@ def test_bash_completes_commands_options_and_files():
     assert set() == completions("avomni", "plan", "params/de"), "a file: bash's own default"
 
 
-def test_version_and_module_agree(capsys):
+def test_version_option_prints_the_package_version(capsys):
     assert main(["--version"]) == 0
     assert avomni_lib.__version__ in capsys.readouterr().out

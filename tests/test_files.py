@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic writes, and errors about files."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ while True:
 """
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path):
+def test_killed_writer_leaves_a_complete_file(tmp_path: Path):
     path = tmp_path / "value.txt"
     for _ in range(5):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
@@ -40,7 +40,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_inside_leaves_the_old_file(tmp_path: Path):
+def test_error_during_a_write_keeps_the_old_file(tmp_path: Path):
     path = tmp_path / "value.txt"
     files.write_text(path, "old")
     with pytest.raises(ZeroDivisionError), files.write_whole(path) as file:
@@ -50,15 +50,15 @@ def test_an_error_inside_leaves_the_old_file(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["value.txt"]
 
 
-def test_no_room_is_one_message_with_what_to_do(tmp_path: Path):
-    """/dev/full answers every write as a full disk does."""
+def test_full_disk_error_says_what_to_do(tmp_path: Path):
+    """Every write to /dev/full fails as on a full disk."""
     with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as file:
         file.write(b"x")
     error = files.refused(caught.value, tmp_path / "frames.npy")
     assert "no room left on the disk" in error.what and "run the same command" in error.fix
 
 
-def test_need_room_refuses_what_cannot_fit(tmp_path: Path):
+def test_need_room_raises_if_the_disk_is_too_small(tmp_path: Path):
     with pytest.raises(
         AvomniError, match="no room on the disk for the cache: 1000000.00 GB needed"
     ):
@@ -66,7 +66,7 @@ def test_need_room_refuses_what_cannot_fit(tmp_path: Path):
     files.need_room(tmp_path, 1, "the cache", keep_free=0)
 
 
-def test_a_damaged_json_file_is_named(tmp_path: Path):
+def test_damaged_json_error_names_the_file(tmp_path: Path):
     (tmp_path / "x.json").write_text('{"a": ')
     with pytest.raises(AvomniError, match="not a JSON file") as caught:
         files.read_json(tmp_path / "x.json")

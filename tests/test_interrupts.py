@@ -1,4 +1,4 @@
-"""*Interrupt* in a real kernel: one sentence, what is whole is kept, the same cell goes on."""
+"""Interrupting a cell in a real kernel: one sentence is shown, and the cell can be run again."""
 
 import json
 import time
@@ -22,8 +22,8 @@ from avomni_lib.notebook import progress
 faults.show_messages()
 """
 BUILD = "built = build.build(p, progress.bar())\nlen(built.clips)"
-# One that says when it is at work, and sleeps there, in one statement: an interrupt between two
-# comes while IPython compiles the next, which shows it in its own way.
+# Printing and sleeping are one statement: between two statements, an interrupt arrives while
+# IPython compiles the second one, and IPython then shows its own traceback.
 SLEEP = """
 import time
 print("at work", flush=True) or time.sleep(60)
@@ -31,13 +31,13 @@ print("at work", flush=True) or time.sleep(60)
 
 
 class Kernel:
-    """Runs cells as JupyterLab does, and interrupts them at a word of theirs."""
+    """Runs cells as JupyterLab does, and interrupts them when they print a given text."""
 
     def __init__(self, manager, client):
         self.manager, self.client = manager, client
 
     def run(self, source, until=None):
-        """What a cell has put out; it is interrupted when it has said `until`."""
+        """The outputs of a cell, which is interrupted once it has printed `until`."""
         sent = self.client.execute(source, allow_stdin=True)
         outputs, end = [], time.monotonic() + 120
         while time.monotonic() < end:
@@ -70,35 +70,35 @@ def errors(outputs):
     return [content for kind, content in outputs if kind == "error"]
 
 
-def test_an_interrupt_is_one_sentence_and_another_error_is_as_ever(kernel):
+def test_interrupt_shows_one_sentence_and_other_errors_a_traceback(kernel):
     assert not errors(
         kernel.run("from avomni_lib.notebook.run import faults; faults.show_messages()")
     )
-    (told,) = errors(kernel.run(SLEEP, until="at work"))
-    assert told["ename"] == "KeyboardInterrupt" and told["traceback"] == [faults.WORDS]
+    (interrupt,) = errors(kernel.run(SLEEP, until="at work"))
+    assert interrupt["ename"] == "KeyboardInterrupt" and interrupt["traceback"] == [faults.WORDS]
     (other,) = errors(kernel.run("1 / 0"))
     assert other["ename"] == "ZeroDivisionError" and len(other["traceback"]) > 1
     (again,) = errors(kernel.run(SLEEP, until="at work"))
     assert again["traceback"] == [faults.WORDS]
 
 
-def test_an_interrupted_cache_is_finished_by_the_same_cell(kernel, tmp_path):
+def test_rerunning_the_cell_finishes_an_interrupted_build(kernel, tmp_path):
     write_published_set(tmp_path / "published", 2, cached_run.CLIPS_PER_CHUNK, cached_run.SECONDS)
     values = cached_run.values(tmp_path)
     download.fetch(Params.from_values(values), None)
     assert not errors(kernel.run(OPEN.format(values=json.dumps(values))))
-    (told,) = errors(kernel.run(BUILD, until="ETL: 0/12 clip"))
-    assert told["traceback"] == [faults.WORDS]
+    (interrupt,) = errors(kernel.run(BUILD, until="ETL: 0/12 clip"))
+    assert interrupt["traceback"] == [faults.WORDS]
     outputs = kernel.run(BUILD)
     assert not errors(outputs)
     assert outputs[-1][1]["data"]["text/plain"] == "12"
 
 
-def test_without_a_kernel_nothing_is_asked():
+def test_show_messages_does_nothing_outside_a_kernel():
     assert faults.show_messages() is None
 
 
-def test_what_the_system_refuses_is_said_in_words_and_other_errors_are_as_ever(kernel):
+def test_full_disk_and_bad_path_errors_show_a_short_message(kernel):
     kernel.run("from avomni_lib.notebook.run import faults; faults.show_messages()")
     (full,) = errors(kernel.run("with open('/dev/full', 'w') as file: file.write('x')"))
     assert full["ename"] == "OSError" and len(full["traceback"]) == 2

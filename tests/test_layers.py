@@ -1,4 +1,4 @@
-"""Data flows one way: a room imports only from rooms above it; heavy libraries have one door."""
+"""Layers: which package may import which, and which modules may import heavy libraries."""
 
 import ast
 import subprocess
@@ -13,11 +13,11 @@ from avomni_lib import files
 PACKAGE = files.PROJECT_ROOT / "avomni_lib"
 WORLD = files.PROJECT_ROOT / "avomni_world"
 MODULES = sorted([*PACKAGE.rglob("*.py"), *WORLD.rglob("*.py")])
-# The rooms in the order in which data flows; `""` is the package's own top level.
-ROOMS = ["", "params", "dataset", "etl", "training", "evaluation", "live", "driving", "notebook"]
-# Where `dataset.source: world` is opened: the only modules that import the world.
+# The packages in the order in which data flows; `""` is the top level of avomni_lib.
+LAYERS = ["", "params", "dataset", "etl", "training", "evaluation", "live", "driving", "notebook"]
+# The only modules that import avomni_world, for `dataset.source: world` and for driving.
 WORLD_USERS = {"avomni_lib/notebook/run/runs.py", "avomni_lib/driving/drive.py"}
-DOORS = {
+IMPORTERS = {
     "huggingface_hub": {
         "avomni_lib/training/export/push.py",
         "avomni_lib/dataset/download/hub.py",
@@ -26,7 +26,7 @@ DOORS = {
     "papermill": {"avomni_lib/notebook/run/pipeline.py"},
     "unsloth": {"avomni_lib/training/model/load.py", "avomni_lib/training/doctor/doctor.py"},
     "peft": {"avomni_lib/training/model/load.py", "avomni_lib/training/doctor/doctor.py"},
-    # The probes run its layer and its optimizers; the models reach it through transformers.
+    # The probes use its layer and its optimizers; models use it through transformers.
     "bitsandbytes": {
         "avomni_lib/training/model/load.py",
         "avomni_lib/training/doctor/doctor.py",
@@ -45,15 +45,15 @@ def name_of(path: Path) -> str:
     return path.relative_to(files.PROJECT_ROOT).as_posix()
 
 
-def room_of(path: Path) -> str:
+def layer_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).parts
-    if path.name in ("__main__.py", "cli.py"):  # they stand on all rooms
+    if path.name in ("__main__.py", "cli.py"):  # they use all packages
         return "notebook"
     return parts[0] if len(parts) > 1 else ""
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Dotted names of all that the module imports, inside functions too."""
+    """Dotted names of everything the module imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -63,18 +63,18 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_go_only_upwards_in_the_flow_of_data(path: Path):
+def test_packages_import_only_from_earlier_packages(path: Path):
     if path.is_relative_to(WORLD):
         return
-    own = ROOMS.index(room_of(path))
+    highest = LAYERS.index(layer_of(path))
     for name in imports_of(path):
         parts = name.split(".")
         if parts[0] == "avomni_lib":
-            room = parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
-            assert ROOMS.index(room) <= own, f"{path.name} ({room_of(path)}) imports {name}"
+            layer = parts[1] if len(parts) > 1 and parts[1] in LAYERS else ""
+            assert LAYERS.index(layer) <= highest, f"{path.name} ({layer_of(path)}) imports {name}"
 
 
-def test_the_world_is_imported_only_where_it_is_opened():
+def test_only_listed_modules_import_avomni_world():
     users = {
         name_of(path)
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -84,7 +84,7 @@ def test_the_world_is_imported_only_where_it_is_opened():
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES}), ids=name_of)
-def test_every_folder_says_what_is_where(folder: Path):
+def test_every_package_docstring_lists_its_modules(folder: Path):
     """A line for each module and each folder in it."""
     doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
     named = {line.split()[0].rstrip("/") for line in doc.splitlines()[1:] if line.strip()}
@@ -92,8 +92,8 @@ def test_every_folder_says_what_is_where(folder: Path):
     assert modules | {path.parent.name for path in folder.glob("*/__init__.py")} <= named
 
 
-@pytest.mark.parametrize(("library", "allowed"), DOORS.items(), ids=DOORS)
-def test_each_heavy_library_has_one_door(library: str, allowed: set[str]):
+@pytest.mark.parametrize(("library", "allowed"), IMPORTERS.items(), ids=IMPORTERS)
+def test_heavy_libraries_are_imported_only_by_listed_modules(library: str, allowed: set[str]):
     users = {
         name_of(path)
         for path in MODULES
@@ -103,9 +103,9 @@ def test_each_heavy_library_has_one_door(library: str, allowed: set[str]):
     assert users
 
 
-# torch.load, and by what name numpy's is called.
+# torch.load and numpy.load, with the argument that each must be given.
 LOADERS = {"torch": {"weights_only": True}, "np": {"allow_pickle": False}}
-# PEFT's loads weights and no code; ours are no library's.
+# PEFT's loads weights and no code; `kind` is a class of this package.
 NO_CODE = {"PeftModel", "kind"}
 
 
@@ -117,23 +117,25 @@ def calls_of(path: Path) -> Iterator[tuple[str, str, ast.Call]]:
             yield receiver.id if isinstance(receiver, ast.Name) else "", node.func.attr, node
 
 
-def test_nothing_that_is_loaded_may_run_code():
+def test_loading_calls_forbid_code_execution():
     seen = set()
     for path in MODULES:
         for receiver, method, call in calls_of(path):
-            wanted = {}
+            required = {}
             if method in ("from_pretrained", "from_config") and receiver not in NO_CODE:
-                wanted = {"trust_remote_code": False}
+                required = {"trust_remote_code": False}
             elif method == "load" and receiver in LOADERS:
-                wanted = LOADERS[receiver]
-            said = {
-                word.arg: word.value.value
-                for word in call.keywords
-                if isinstance(word.value, ast.Constant)
+                required = LOADERS[receiver]
+            arguments = {
+                keyword.arg: keyword.value.value
+                for keyword in call.keywords
+                if isinstance(keyword.value, ast.Constant)
             }
-            for name, value in wanted.items():
+            for name, value in required.items():
                 seen.add(name)
-                assert said.get(name, ...) is value, f"{path}:{call.lineno}: say {name}={value}"
+                assert arguments.get(name, ...) is value, (
+                    f"{path}:{call.lineno}: say {name}={value}"
+                )
         assert not {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & {
             name.split(".")[0] for name in imports_of(path)
         }, path
@@ -145,27 +147,32 @@ def test_nothing_that_is_loaded_may_run_code():
     ["", ".params", ".__main__", ".cli", ".etl.run.build", ".etl.cache.windows"]
     + [".dataset.audit.audit"],
 )
-def test_no_torch_where_nothing_is_trained(module: str):
+def test_light_modules_do_not_import_torch(module: str):
     heavy = "{'torch', 'matplotlib', 'pandas'} & sys.modules.keys()"
     code = f"import sys, avomni_lib{module}; sys.exit(bool({heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_modules_are_nouns_of_a_readable_size():
+def test_modules_are_short_and_none_is_named_utils():
     for path in MODULES:
         assert path.stem not in {"utils", "helpers", "common", "core", "misc"}
         assert len(path.read_text().splitlines()) <= 500, path
 
 
-def test_rooms_may_be_imported_in_any_order():
-    """What imports each other in a ring works for some of those who begin with it."""
-    first = ("training.export.merge", "training.fit.job", "training.prompt.samples", "live.subject")
-    for name in first:
+def test_packages_can_be_imported_in_any_order():
+    """A circular import fails only for some of the modules that can be imported first."""
+    modules = (
+        "training.export.merge",
+        "training.fit.job",
+        "training.prompt.samples",
+        "live.subject",
+    )
+    for name in modules:
         code = f"import avomni_lib.{name}"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=files.PROJECT_ROOT)
 
 
-def test_no_two_classes_have_the_same_name():
+def test_class_names_are_unique():
     places: dict[str, list[str]] = {}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):

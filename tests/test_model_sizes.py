@@ -1,4 +1,4 @@
-"""Weights of models by their configs and names, beside the modules that transformers builds."""
+"""Weight counts from model configs and names, compared with what transformers builds."""
 
 from dataclasses import replace
 
@@ -25,39 +25,39 @@ from tests.families import FAMILIES
 from tests.test_model import EIGHT_B
 
 
-def named(base_model):
+def params_for(base_model):
     return Params.from_values({"model": {"base_model": base_model}})
 
 
-def numbers(module):
+def count_weights(module):
     return sum(weights.numel() for weights in module.parameters())
 
 
-def unbuilt(config):
-    """The model without memory for its weights."""
+def meta_model(config):
+    """The model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
 
 
-@pytest.mark.parametrize("config", [EIGHT_B, AutoConfig.from_pretrained(model_path.TINY_FOLDER)])
-def test_every_part_has_as_many_weights_as_the_modules(config):
-    built, size = unbuilt(config), Qwen3VL.size(config.to_dict())
+@pytest.mark.parametrize("config", [EIGHT_B, AutoConfig.from_pretrained(place.TINY_FOLDER)])
+def test_weight_count_of_every_part_matches_the_built_model(config):
+    built, size = meta_model(config), Qwen3VL.size(config.to_dict())
     language, visual = built.model.language_model, built.model.visual
     linears = [m for m in language.modules() if isinstance(m, torch.nn.Linear)]
     norms = [m for m in language.modules() if type(m).__name__ == "Qwen3VLTextRMSNorm"]
-    mergers = numbers(visual.merger) + numbers(visual.deepstack_merger_list)
-    assert size.language.num_linears == sum(map(numbers, linears))
-    assert size.language.num_others == sum(map(numbers, norms))
-    assert size.language.num_embeddings == numbers(language.embed_tokens)
+    mergers = count_weights(visual.merger) + count_weights(visual.deepstack_merger_list)
+    assert size.language.num_linears == sum(map(count_weights, linears))
+    assert size.language.num_others == sum(map(count_weights, norms))
+    assert size.language.num_embeddings == count_weights(language.embed_tokens)
     assert size.vision.num_mergers == mergers
-    assert size.vision.num_tower == numbers(visual) - mergers
+    assert size.vision.num_tower == count_weights(visual) - mergers
     tied = size.language.tied
-    assert size.language.num_head == (0 if tied else numbers(built.lm_head))
-    assert size.num_weights == numbers(built), "a tied head is counted once"
+    assert size.language.num_head == (0 if tied else count_weights(built.lm_head))
+    assert size.num_weights == count_weights(built), "a tied head is counted once"
 
 
 def small(name, **changes):
-    """The config of a small model with changes, "text", "vision" or the config's own."""
+    """The config of a small model with changes to its text, vision or top-level ("own") values."""
     config = FAMILIES[name].make_config(FAMILIES[name].tokenizer())
     for part, values in changes.items():
         for key, value in values.items():
@@ -65,10 +65,10 @@ def small(name, **changes):
     return config
 
 
-def with_experts(**own):
+def with_experts(**overrides):
     text, vision = qwen3_vl.RELEASED["30b"]
     vision = vision | {"deepstack_visual_indexes": [8, 16, 24]}
-    return Qwen3VLMoeConfig(text_config=text | own, vision_config=vision)
+    return Qwen3VLMoeConfig(text_config=text | overrides, vision_config=vision)
 
 
 ALL_ON = {"use_qk_norm": True, "use_mask_token": True, "use_mean_pooling": False}
@@ -94,9 +94,9 @@ COUNTED = {
 
 
 @pytest.mark.parametrize("case", COUNTED)
-def test_weights_are_counted_exactly(case):
+def test_computed_weight_count_is_exact(case):
     name, config = COUNTED[case]
-    assert family(name).size(config.to_dict()).num_weights == numbers(unbuilt(config))
+    assert family(name).size(config.to_dict()).num_weights == count_weights(meta_model(config))
 
 
 FULL_INTERNVL = InternVLConfig(
@@ -115,15 +115,15 @@ FULL_LLAVA = LlavaOnevisionConfig(text_config=decoder.qwen2(3584, 28, 28, 4, 18_
         ("params/llava.yaml", FULL_LLAVA),
     ],
 )
-def test_the_base_of_a_params_file_is_known_by_its_name(params, config):
+def test_base_model_size_of_a_params_file_is_known_by_name(params, config):
     known = size_of(Params.from_values({"extends": params}))
     built = family(Params.from_values({"extends": params}).model.backbone).size(config.to_dict())
     assert known == replace(built, stored_4bit=config is EIGHT_B)
-    assert known.num_weights == numbers(unbuilt(config))
+    assert known.num_weights == count_weights(meta_model(config))
 
 
-# Billions of weights: as InternVL's authors publish them; for Qwen3-VL, what the hub says of the
-# checkpoints, bytes of their bfloat16 weights, halved. None where nothing is to be said.
+# Billions of weights: as InternVL's authors publish them; for Qwen3-VL, half the bytes of the
+# bfloat16 checkpoints on the hub. None: the size is not known from the name.
 RELEASED = {
     "internvl": {
         "OpenGVLab/InternVL3-1B-hf": 0.938,
@@ -175,7 +175,7 @@ RELEASED = {
 @pytest.mark.parametrize(
     ("name", "base_model"), [(name, base) for name, bases in RELEASED.items() for base in bases]
 )
-def test_released_sizes_are_known_by_their_names_and_others_are_not_guessed(name, base_model):
+def test_sizes_are_known_only_for_released_model_names(name, base_model):
     size, billions = family(name).released(base_model), RELEASED[name][base_model]
     if billions is None:
         assert size is None
@@ -185,32 +185,32 @@ def test_released_sizes_are_known_by_their_names_and_others_are_not_guessed(name
 
 @pytest.mark.parametrize(("name", "billions"), [("0.5b", 0.49), ("7b", 7.62), ("72b", 72.7)])
 @pytest.mark.parametrize("end", ["ov-hf", "ov-chat-hf", "si-hf"])
-def test_llavas_language_models_weigh_what_qwen2s_cards_say(name, end, billions):
+def test_llava_language_model_sizes_match_the_qwen2_cards(name, end, billions):
     size = family("llava_onevision").released(f"llava-hf/llava-onevision-qwen2-{name}-{end}")
-    of = size.language
-    count = of.num_linears + of.num_others + of.num_embeddings + of.num_head
+    language = size.language
+    count = language.num_linears + language.num_others + language.num_embeddings + language.num_head
     assert count == pytest.approx(1e9 * billions, rel=1e-2)
-    # Of SigLIP-so400m's 27 layers and its head, 26 layers are there.
+    # Only 26 of SigLIP-so400m's 27 layers are used, without its head.
     assert size.vision.num_tower == pytest.approx(398e6, rel=1e-2)
 
 
-def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
-    tiny = size_of(named("tiny"))
+def test_size_of_a_local_base_model_is_read_from_its_config(tmp_path):
+    tiny = size_of(params_for("tiny"))
     assert (tiny.language.hidden, tiny.language.layers, tiny.vision.hidden) == (128, 4, 96)
 
     config = files.read_json(model_path.TINY_FOLDER / "config.json")
     quantised = config | {"quantization_config": {"load_in_4bit": True, "quant_method": "bnb"}}
     files.write_json(tmp_path / "config.json", quantised)
-    assert size_of(named(str(tmp_path))).stored_4bit
+    assert size_of(params_for(str(tmp_path))).stored_4bit
 
     files.write_json(tmp_path / "config.json", config | {"model_type": "llama"})
     with pytest.raises(AvomniError, match="'llama', not a 'qwen3_vl'"):
-        size_of(named(str(tmp_path)))
+        size_of(params_for(str(tmp_path)))
 
 
-def test_a_config_that_lacks_a_number_says_which(tmp_path):
-    config = files.read_json(model_path.TINY_FOLDER / "config.json")
+def test_incomplete_config_error_names_the_missing_key(tmp_path):
+    config = files.read_json(place.TINY_FOLDER / "config.json")
     del config["vision_config"]["num_position_embeddings"]
     files.write_json(tmp_path / "config.json", config)
     with pytest.raises(AvomniError, match="does not say 'num_position_embeddings'"):
-        size_of(named(str(tmp_path)))
+        size_of(params_for(str(tmp_path)))

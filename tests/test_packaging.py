@@ -1,4 +1,4 @@
-"""environment.yml, the constraints files, the Makefile and pyproject.toml say the same."""
+"""environment.yml, the constraints files, the Makefile and pyproject.toml agree."""
 
 import re
 import tomllib
@@ -34,7 +34,7 @@ def ranges() -> list[Requirement]:
     return [Requirement(line) for line in PROJECT["dependencies"] + sum(extras.values(), [])]
 
 
-def test_there_is_a_file_for_each_platform():
+def test_every_platform_has_a_constraints_file():
     assert [path.stem for path in CONSTRAINTS] == [
         "constraints-cpu",
         "constraints-cuda",
@@ -66,14 +66,14 @@ def test_platforms_differ_only_in_torch_and_unsloth():
         assert {name: cpu[name] for name in other} == other
 
 
-def test_cpu_admits_no_cuda_build():
+def test_cpu_constraints_contain_no_cuda_packages():
     cpu = pins(ROOT / "constraints-cpu.txt")
     assert str(cpu["torch"].local) == "cpu"
     assert not {"torchvision", "triton", "xformers"} & set(cpu)
     assert not [name for name in cpu if name.startswith("nvidia-")]
 
 
-def test_rocm_names_the_builds_of_its_index():
+def test_rocm_constraints_pin_rocm_builds_of_torch():
     for version, torch in (("6.4", "2.9"), ("7.2", "2.13")):
         rocm = pins(ROOT / f"constraints-rocm{version}.txt")
         assert rocm["torch"].local == f"rocm{version}"
@@ -81,8 +81,8 @@ def test_rocm_names_the_builds_of_its_index():
         assert not {"triton", "xformers"} & set(rocm)
 
 
-def test_unsloth_admits_the_versions():
-    """Unsloth 2026.10.9's own caps, from its metadata."""
+def test_pinned_versions_satisfy_unsloths_requirements():
+    """The requirements of Unsloth 2026.10.9, from its metadata."""
     caps = [
         Requirement(line)
         for line in (
@@ -101,7 +101,7 @@ def test_unsloth_admits_the_versions():
             assert cap.specifier.contains(pinned[cap.name]), f"{path.name}: {cap}"
 
 
-def test_conda_environment_installs_the_same():
+def test_conda_environment_installs_the_pinned_versions():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert "-c constraints-cpu.txt" in pip
@@ -129,7 +129,7 @@ def test_pre_commit_runs_the_pinned_versions():
         assert Version(hooks[hook]) == pinned[package], hook
 
 
-def test_the_workflow_runs_the_commands_of_a_merge():
+def test_github_workflow_runs_the_ci_commands():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     [job] = workflow["jobs"].values()
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
@@ -150,7 +150,7 @@ def fast_patterns() -> list[str]:
 
 
 @pytest.mark.parametrize("pattern", fast_patterns())
-def test_fast_tests_start_no_process_and_train_render_and_serve_nothing(pattern: str):
+def test_fast_tests_import_no_slow_modules(pattern: str):
     slow = (
         r"^(?:import|from) (?:subprocess|multiprocessing|torch|transformers|avomni_world)"
         r"|tests\.(?:cached_\w+|local_hub|answering_server|evicting_run|folder_run|killed_training"
@@ -162,16 +162,16 @@ def test_fast_tests_start_no_process_and_train_render_and_serve_nothing(pattern:
         assert not re.search(slow, path.read_text(), re.MULTILINE), path
 
 
-def test_modules_that_are_held_strictly_exist():
-    """mypy says nothing about a name in its configuration that no module has."""
+def test_modules_of_the_mypy_overrides_exist():
+    """mypy does not report a name in its configuration that matches no module."""
     mypy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
-    own = [
+    modules = [
         name
         for override in mypy["overrides"]
         for name in override["module"]
         if name.startswith("avomni_")
     ]
-    assert own
-    for name in own:
+    assert modules
+    for name in modules:
         path = ROOT / name.removesuffix(".*").replace(".", "/")
         assert path.is_dir() if name.endswith(".*") else path.with_suffix(".py").exists(), name

@@ -1,4 +1,4 @@
-"""Executed notebooks as pages: all of it inside, no script, nothing asked of a network."""
+"""Executed notebooks as HTML pages: self-contained, without scripts or network requests."""
 
 import base64
 import io
@@ -26,17 +26,17 @@ def png(width=40, height=30):
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def shown(data, **metadata):
+def display_output(data, **metadata):
     return new_output("display_data", data=data, metadata=metadata)
 
 
-# As pandas writes one.
+# A table as pandas writes it.
 TABLE = """<div><style scoped>\n.dataframe th { top: 0 }\n</style>
 <table><tr><th>split</th></tr><tr><td onclick='x'>train</td></tr></table></div>"""
 
 
 def executed():
-    """A notebook as papermill leaves one, with every kind of output that ours have."""
+    """A notebook as papermill writes it, with every kind of output that ours produce."""
     widget = {web.VIEW: {"model_id": "1"}, "text/plain": "VBox(children=(IntSlider(value=5"}
     lines = [f"2026-11-22 10:00:0{n}  ETL: {n} of 3 clips\n" for n in range(4)]
     outputs = [
@@ -44,11 +44,11 @@ def executed():
         new_output(
             "stream", name="stderr", text="frames:   0%|    | 0/9\rframes: 100%|####| 9/9\n"
         ),
-        shown(widget),
-        shown({"image/png": png() + "\n", "text/plain": "<Picture>"}),
-        shown({"text/html": TABLE}),
-        shown({"text/plain": ANSWER}),
-        shown({"application/javascript": "fetch('https://cdn.example')"}),
+        display_output(widget),
+        display_output({"image/png": png() + "\n", "text/plain": "<Picture>"}),
+        display_output({"text/html": TABLE}),
+        display_output({"text/plain": ANSWER}),
+        display_output({"application/javascript": "fetch('https://cdn.example')"}),
     ]
     return new_notebook(
         cells=[
@@ -90,7 +90,7 @@ def page_of(p, name="03_etl"):
     return (p.run_dir / web.FOLDER / f"{name}.html").read_text()
 
 
-def test_a_page_holds_everything_and_asks_for_nothing(p):
+def test_page_is_self_contained_and_has_no_scripts(p):
     put(p, "03_etl", executed())
     page = page_of(p)
     tags = Page(page)
@@ -103,11 +103,13 @@ def test_a_page_holds_everything_and_asks_for_nothing(p):
     assert image["alt"] == "See what went in"
     targets = [a["href"] for a in tags.of("a") if not a["href"].startswith("#")]
     assert targets and all(re.fullmatch(r"[\w.]+\.html", href) for href in targets)
-    assert not any(attribute.startswith("on") for _, found in tags.tags for attribute in found)
+    assert not any(
+        attribute.startswith("on") for _, attributes in tags.tags for attribute in attributes
+    )
     assert "https://" not in page and "http://" not in page and "@import" not in page
 
 
-def test_text_stays_text_tables_stay_tables_and_code_is_folded(p):
+def test_text_is_escaped_tables_are_kept_and_code_is_folded(p):
     put(p, "03_etl", executed())
     page = page_of(p)
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
@@ -115,14 +117,14 @@ def test_text_stays_text_tables_stay_tables_and_code_is_folded(p):
     tags = Page(page)
     assert tags.of("table") and tags.of("th") and not any(tags.of("td")[0])
     assert "<details><summary>code</summary><pre>built = build.build(p)</pre></details>" in page
-    # No dead bar and no widget's words.
+    # No stale progress bar and no text fallback of a widget.
     assert "VBox(" not in page and "0%|  " not in page and "100%|####" in page
     lines = re.search(r"<pre>(2026.*?)</pre>", page, re.DOTALL)[1].strip().splitlines()
     assert len(lines) == 4, "lines of one bar stand in one block"
     assert "<Picture>" not in page and "&lt;Picture&gt;" not in page
 
 
-def test_links_lead_only_to_pages_that_are_there(p):
+def test_links_point_only_to_existing_pages(p):
     put(p, "03_etl", executed())
     put(p, "04_tiles", executed())
     page = page_of(p)
@@ -138,7 +140,7 @@ def test_links_lead_only_to_pages_that_are_there(p):
             assert link["href"].startswith("#") or (folder / link["href"]).exists()
 
 
-def test_the_index_names_every_stage_and_the_score(p):
+def test_index_lists_every_stage_and_links_the_score(p):
     put(p, "06_evaluate", executed())
     (p.run_dir / web.SCORE_SOURCE).write_text("<!doctype html><p>the score itself")
     index = web.write(p)
@@ -148,13 +150,13 @@ def test_the_index_names_every_stage_and_the_score(p):
     assert text.count("not run yet") == len(runs.STAGES)
     assert '<a href="score.html">the score</a>' in text
     assert index.with_name("score.html").read_text().endswith("the score itself")
-    # A second time, after the score is gone, no old page is left behind.
+    # Writing the pages again without a score removes the old score page.
     (p.run_dir / web.SCORE_SOURCE).unlink()
     assert "score.html" not in web.write(p).read_text()
     assert not index.with_name("score.html").exists()
 
 
-def test_a_notebook_that_proves_nothing_says_so(p):
+def test_page_of_an_unfinished_or_stale_stage_says_so(p):
     put(p, "03_etl", executed())
     assert "This stage has not finished" in page_of(p)
     result = {"figures": {}, "params_digest": "other", "params": {}, "seconds": 4.0, "inputs": {}}
@@ -163,7 +165,7 @@ def test_a_notebook_that_proves_nothing_says_so(p):
     assert "parameters or data: stale: " in page_of(p)
 
 
-def test_pages_of_clips_that_are_not_ours_bear_the_banner(tmp_path):
+def test_pages_of_third_party_clips_carry_the_banner(tmp_path):
     for source, count in (("world", 0), ("folder", 2), ("hub", 2)):
         p = params(tmp_path / source, source)
         put(p, "03_etl", executed())
@@ -171,19 +173,19 @@ def test_pages_of_clips_that_are_not_ours_bear_the_banner(tmp_path):
             assert page_of(p, name).count(CONFIDENTIAL) == count
 
 
-def test_without_a_notebook_it_says_what_to_run(p, tmp_path, capsys):
+def test_run_without_executed_notebooks_is_an_error(p, tmp_path, capsys):
     with pytest.raises(AvomniError, match="no notebook of this run has been executed"):
         web.write(p)
     demo = str(files.PROJECT_ROOT / "params" / "demo.yaml")
-    own = ["--set", f"run.outputs_dir={tmp_path}", "--set", "run.name=other"]
-    assert web.main([demo, *own]) == 1
+    changes = ["--set", f"run.outputs_dir={tmp_path}", "--set", "run.name=other"]
+    assert web.main([demo, *changes]) == 1
     assert "error: no notebook of this run" in capsys.readouterr().err
-    put(Params.from_files([demo], own[1::2]), "03_etl", executed())
-    assert web.main([demo, *own]) == 0
+    put(Params.from_files([demo], changes[1::2]), "03_etl", executed())
+    assert web.main([demo, *changes]) == 0
     assert capsys.readouterr().out.strip().endswith("other/report/index.html")
 
 
-def test_a_notebook_that_was_cut_is_named(p):
+def test_truncated_notebook_error_names_the_file(p):
     put(p, "03_etl", executed())
     path = runs.stage_dir(p, "03_etl") / "03_etl.ipynb"
     path.write_text(path.read_text()[:200])
@@ -192,7 +194,7 @@ def test_a_notebook_that_was_cut_is_named(p):
     assert caught.value.where == str(path)
 
 
-def test_what_the_pipeline_has_run_is_trusted_by_jupyter(p, monkeypatch, tmp_path, caplog):
+def test_jupyter_trusts_notebooks_executed_by_the_pipeline(p, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     put(p, "04_tiles", executed())
     path = runs.stage_dir(p, "04_tiles") / "04_tiles.ipynb"
@@ -202,7 +204,7 @@ def test_what_the_pipeline_has_run_is_trusted_by_jupyter(p, monkeypatch, tmp_pat
     changed = nbformat.read(path, as_version=4)
     changed.cells[2].source += "  # by another hand"
     assert not NotebookNotary().check_signature(changed)
-    # What cannot be signed ends no run.
+    # A notebook that cannot be signed does not stop the run.
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "file" / "jupyter"))
     pipeline._clean_notebook(path)

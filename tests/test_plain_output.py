@@ -1,4 +1,4 @@
-"""What commands print where no person looks on: lines, any locale, any stream, `--json` always."""
+"""Output of commands outside a terminal: plain lines, any locale, closed streams, `--json`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from avomni_lib.training.forecast import estimate
 
 REAL = "params/mi300x.yaml"
 AVOMNI = [sys.executable, "-m", "avomni_lib"]
-# Longer than a terminal is wide, with what rich would take for markup and for a face.
+# Wider than a terminal, with text that rich would read as markup and as an emoji.
 LONG = "clips [x] of [/red] a:car:b " + "and so on, " * 14 + "to the end"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
@@ -35,7 +35,7 @@ def params(tmp_path: Path) -> str:
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess:
-    """A line of bash in which $A is the command."""
+    """Runs a line of bash in which the function `A` is the command."""
     avomni = f'A() {{ {shlex.join(AVOMNI)} "$@"; }}\nset -o pipefail\n'
     return subprocess.run(
         ["bash", "-c", avomni + line],
@@ -46,18 +46,18 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def printed(capsys, *words: str) -> str:
-    """What a command of this process writes to stdout."""
+    """What a command run in this process writes to stdout."""
     assert main(list(words)) == 0
     return capsys.readouterr().out
 
 
-def test_status_is_a_table_in_a_terminal_and_else_a_line_a_stage(params, capsys, monkeypatch):
+def test_status_is_a_table_in_a_terminal_and_lines_elsewhere(params, capsys, monkeypatch):
     lines = printed(capsys, "status", params)
-    told = json.loads(printed(capsys, "status", params, "--json"))
-    assert ":car:" in told["run"] and len(told["run"]) > 140
-    assert told["run"] in lines.splitlines()[0] and "\x1b" not in lines and lines.isascii()
+    status = json.loads(printed(capsys, "status", params, "--json"))
+    assert ":car:" in status["run"] and len(status["run"]) > 140
+    assert status["run"] in lines.splitlines()[0] and "\x1b" not in lines and lines.isascii()
     rows = [line for line in lines.splitlines() if re.match(r"0\d_\w+  ", line)]
-    for row, line in zip(told["stages"], rows, strict=True):
+    for row, line in zip(status["stages"], rows, strict=True):
         assert line.startswith(f"{row['stage']}  ") and line.endswith(f"  {row['reason']}")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
@@ -74,39 +74,37 @@ def test_status_is_a_table_in_a_terminal_and_else_a_line_a_stage(params, capsys,
         assert "whatthesourceholds" in joined and "…" not in text
 
 
-def test_words_of_stages_stand_as_they_are_and_json_has_stdout_for_itself(
-    monkeypatch, capsys, params
-):
+def test_stage_text_is_printed_verbatim_and_json_stdout_is_pure(monkeypatch, capsys, params):
     def outcomes(p, stages, *, force, dry_run):
         print("2026-01-01 00:00:00  ETL: 100 clips")
         yield pipeline.Outcome("01_audit", "ran", LONG, 1.0, {})
         yield pipeline.Outcome("05_train", "ran", "two\nlines", 1.0, {"headline": LONG})
 
     monkeypatch.setattr(pipeline, "run", outcomes)
-    said = printed(capsys, "run", params)
-    assert f"01_audit: ran ({LONG})\n" in said
-    assert re.search(rf"^05_train  ran  1        {re.escape(LONG)}$", said, re.MULTILINE)
+    output = printed(capsys, "run", params)
+    assert f"01_audit: ran ({LONG})\n" in output
+    assert re.search(rf"^05_train  ran  1        {re.escape(LONG)}$", output, re.MULTILINE)
     assert main(["run", params, "--json"]) == 0
     as_json = capsys.readouterr()
     assert json.loads(as_json.out)["stages"][0]["action"] == "ran"
     assert "ETL: 100 clips" in as_json.err
 
 
-def test_a_locale_of_few_letters(params):
-    """Also an error whose words the locale cannot hold."""
+def test_output_is_ascii_in_the_c_locale(params):
+    """Including an error message with characters that the locale cannot encode."""
     name = shlex.quote(params)
     for line in (f"A status {name}", f"A plan {name} --json"):
-        plain, here = (shell(line, **env) for env in (ASCII, {}))
-        assert plain.returncode == here.returncode and "Traceback" not in plain.stderr
-        assert plain.stdout.isascii() and bool(plain.stdout) == bool(here.stdout)
+        c_locale, default = (shell(line, **env) for env in (ASCII, {}))
+        assert c_locale.returncode == default.returncode and "Traceback" not in c_locale.stderr
+        assert c_locale.stdout.isascii() and bool(c_locale.stdout) == bool(default.stdout)
         if "--json" in line:
-            assert json.loads(plain.stdout) == json.loads(here.stdout)
+            assert json.loads(c_locale.stdout) == json.loads(default.stdout)
     wrong = shell(f"A status {name} --set 'run.name=×/×' --json", **ASCII)
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
     assert json.loads(wrong.stdout)["error"]["what"]
 
 
-def test_letters_in_a_path_that_the_locale_cannot_name(tmp_path):
+def test_non_ascii_path_in_the_c_locale_causes_no_traceback(tmp_path):
     path = tmp_path / "run.yaml"
     outputs = str(tmp_path / "Läufe")
     values = {"extends": REAL, "run": {"name": "x", "outputs_dir": outputs}}
@@ -114,12 +112,12 @@ def test_letters_in_a_path_that_the_locale_cannot_name(tmp_path):
     for command in ("status", "run --only 01_audit --params"):
         done = shell(f"A {command} {path} --json", **ASCII)
         assert done.returncode in (0, 1) and "Traceback" not in done.stderr
-        told = json.loads(done.stdout)
-        assert told.get("run", "").startswith(outputs) or "PYTHONUTF8" in told["error"]["fix"]
+        output = json.loads(done.stdout)
+        assert output.get("run", "").startswith(outputs) or "PYTHONUTF8" in output["error"]["fix"]
 
 
 @pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams(streams, params):
+def test_commands_work_with_closed_streams(streams, params):
     command = "run --dry-run" if streams == ">&-" else "status --json"
     done = shell(f"A {command} {shlex.quote(params)} {streams}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -128,7 +126,7 @@ def test_closed_streams(streams, params):
 
 
 @pytest.mark.parametrize("command", ["status --json", "plan"])
-def test_stdout_on_a_full_disk_is_one_line(command, params):
+def test_full_disk_on_stdout_is_a_one_line_error(command, params):
     done = shell(f"A {command} {shlex.quote(params)} > /dev/full")
     assert done.returncode == 1
     assert re.match(r"error: .*No space left on device", done.stderr)
@@ -139,7 +137,7 @@ def test_stdout_on_a_full_disk_is_one_line(command, params):
     ("command", "rest"),
     [("status", "| head -1"), ("plan --json", "| true"), ("run --dry-run", "2>&1 | true")],
 )
-def test_a_reader_that_has_seen_enough(command, rest, params):
+def test_pipe_closed_by_its_reader_prints_no_error(command, rest, params):
     done = shell(f"A {command} {shlex.quote(params)} {rest}")
     assert done.stderr == "" and done.returncode in (0, 1)
 
@@ -147,23 +145,23 @@ def test_a_reader_that_has_seen_enough(command, rest, params):
 # --json
 
 
-def test_what_nobody_has_foreseen_names_a_file_with_its_traceback(capsys, monkeypatch):
+def test_unexpected_error_names_a_file_with_the_traceback(capsys, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("by [nought]\nin two lines")
 
     monkeypatch.setattr(estimate, "plan_run", broken)
     assert main(["plan", REAL, "--json"]) == 1
-    said = capsys.readouterr()
-    error = json.loads(said.out)["error"]
+    output = capsys.readouterr()
+    error = json.loads(output.out)["error"]
     assert error["what"] == "unexpected ZeroDivisionError: by [nought] in two lines"
-    assert "Traceback" not in said.err and "broken" not in said.err
+    assert "Traceback" not in output.err and "broken" not in output.err
     log = Path(error["where"].removeprefix("the traceback is in "))
     assert "Traceback" in log.read_text() and "in broken" in log.read_text()
     log.unlink()
 
 
-def test_figures_that_are_no_number_are_null(capsys, monkeypatch):
+def test_nan_and_infinite_figures_are_null_in_json(capsys, monkeypatch):
     figures = {"loss": float("nan"), "rate": [float("inf"), 1.5]}
     monkeypatch.setattr(estimate, "plan_run", lambda p: Plan("a plan", [], [], figures))
-    told = json.loads(printed(capsys, "plan", REAL, "--json"), parse_constant=pytest.fail)
-    assert (told["loss"], told["rate"]) == (None, [None, 1.5])
+    output = json.loads(printed(capsys, "plan", REAL, "--json"), parse_constant=pytest.fail)
+    assert (output["loss"], output["rate"]) == (None, [None, 1.5])

@@ -1,4 +1,4 @@
-"""Pictures: each fits a notebook, cuts nothing off, is shown once, says what its numbers say."""
+"""Plots: size, clipping, display in a notebook, and titles that match the data."""
 
 import io
 import itertools
@@ -49,8 +49,8 @@ def drive(num=80, turn=0.8):
     )
 
 
-def found(num_clips, **states_of):
-    """An audit in which all is sound but (clip, feature) pairs: `missing=[(3, 0)]`."""
+def audit_with(num_clips, **states_of):
+    """An audit where every part is "sound" except (clip, feature) pairs: `missing=[(3, 0)]`."""
     clips = [
         {"chunk": i // 100, "features": dict.fromkeys(FEATURES, "sound")} for i in range(num_clips)
     ]
@@ -61,7 +61,7 @@ def found(num_clips, **states_of):
 
 
 def file_rows(state, sizes):
-    """Rows of files as 01 and 02 list them, a chunk of each feature."""
+    """File rows as 01 and 02 list them, one chunk per feature."""
     paths = [f"camera/{name}/{name}.chunk_0000.zip" for name in FEATURES[:4]]
     paths += ["labels/egomotion/egomotion.chunk_0000.zip", "clip_index.parquet"]
     return [
@@ -72,21 +72,21 @@ def file_rows(state, sizes):
 
 def built(seconds=30.0):
     chunks = [{"bytes_evicted": 8_200_000_000}] * 3
-    # Raw files come, parts and shards grow, raw files go.
+    # Raw files are fetched and evicted while the cache grows.
     moments = [
         (n * seconds / 30, int((8.2 - n % 10) * 1e9) % int(8.2e9), n * int(4e8)) for n in range(30)
     ]
     return Built(None, [], chunks, moments, {"num_clips_read": 1, "seconds": seconds})
 
 
-def answered(before, after, speeds=(None, None), shape=(64, 96)):
+def compared(before, after, speeds=(None, None), shape=(64, 96)):
     frames = np.stack([noise(*shape, i) for i in range(16)])
     return ComparedWindow("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
 
 
 @pytest.fixture(scope="module")
 def pictures(windows):
-    """One of each, by name, on ordinary and on awkward input."""
+    """One plot of each kind by name, for ordinary inputs and edge cases."""
     grid4, grid7 = cameras.grid("4-cam"), cameras.grid("7-cam")
     steps = np.arange(1, 200)
     logged = [
@@ -100,11 +100,13 @@ def pictures(windows):
     )
     return {
         "matrix": audit.matrix(
-            found(200, damaged=[(40, 2)], missing=[(50, 4), (51, 4)], absent=[(199, 0)])
+            audit_with(200, damaged=[(40, 2)], missing=[(50, 4), (51, 4)], absent=[(199, 0)])
         ),
-        "matrix of nothing": audit.matrix(found(0)),
+        "matrix of nothing": audit.matrix(audit_with(0)),
         "matrix of thousands": audit.matrix(
-            found(3100, damaged=[(2000, 2)], odd=[(7, 1)], evicted=[(i, 0) for i in range(900)])
+            audit_with(
+                3100, damaged=[(2000, 2)], odd=[(7, 1)], evicted=[(i, 0) for i in range(900)]
+            )
         ),
         "bytes": audit.bytes_by_feature(
             [*file_rows("sound", sizes), *file_rows("missing", sizes[:1])], 1.0
@@ -130,25 +132,25 @@ def pictures(windows):
         ),
         "curve of no step": training.curve([]),
         "before and after": training.before_after(
-            answered(TARGET, "$x$ babble_{ " * 60, (9.99, None)), grid4
+            compared(TARGET, "$x$ babble_{ " * 60, (9.99, None)), grid4
         ),
-        "before alone": training.before_after(answered("", None), grid4),
-        "silent model": training.before_after(answered("", "\n\n", shape=(96, 96)), grid7),
+        "before alone": training.before_after(compared("", None), grid4),
+        "silent model": training.before_after(compared("", "\n\n", shape=(96, 96)), grid7),
     }
 
 
-def test_pictures_are_png_of_1200_px_at_most_with_nothing_cut_off(pictures):
+def test_plots_fit_1200_px_without_clipping(pictures):
     for name, picture in pictures.items():
         fits_a_notebook(name, picture)
 
 
-def test_every_picture_states_a_finding_and_names_its_axes(pictures):
+def test_plots_have_a_finding_and_axis_labels(pictures):
     for name, picture in pictures.items():
         assert picture._suptitle is not None or name == "motion", f"{name} has no finding"
         names_its_axes(name, picture)
 
 
-def test_a_picture_is_shown_once_by_a_kernel_that_never_imported_pyplot():
+def test_plot_is_displayed_once_without_importing_pyplot():
     sources = (
         "from avomni_lib.notebook.plots import training\ntraining.curve([])",
         "import sys\n'matplotlib.pyplot' in sys.modules",
@@ -161,7 +163,7 @@ def test_a_picture_is_shown_once_by_a_kernel_that_never_imported_pyplot():
     assert notebook.cells[1].outputs[0].data["text/plain"] == "False"
 
 
-def test_pictures_of_clips_that_are_not_ours_bear_a_banner(tmp_path):
+def test_saved_plots_of_third_party_clips_carry_a_banner(tmp_path):
     def saved(source):
         p = Params.from_values(
             {"run": {"outputs_dir": str(tmp_path), "name": source}, "dataset": {"source": source}}
@@ -180,7 +182,7 @@ def test_pictures_of_clips_that_are_not_ours_bear_a_banner(tmp_path):
     assert ink.sum() == pytest.approx((plain.min(axis=2) < 250).sum(), rel=0.2), "nothing covered"
 
 
-def test_a_banner_stands_below_the_note_of_a_picture():
+def test_banner_is_drawn_below_the_note():
     def foot(text):
         picture = canvas.Picture(800, 300)
         picture.add_subplot().plot([0, 1])
@@ -196,7 +198,7 @@ def test_a_banner_stands_below_the_note_of_a_picture():
     assert not ink[red.any(axis=1)].any(), "the banner's rows hold nothing else"
 
 
-def test_the_curve_is_drawn_anew_while_somebody_looks_on(monkeypatch):
+def test_live_curve_is_redrawn_only_with_a_front_end(monkeypatch):
     import IPython.display
 
     shown = []
@@ -216,38 +218,40 @@ def test_the_curve_is_drawn_anew_while_somebody_looks_on(monkeypatch):
     assert [text.partition(" in ")[2] for text in shown] == ["1 steps", "2 steps"]
 
 
-def test_titles_say_what_the_numbers_say(pictures, windows):
-    said = {name: finding(picture) for name, picture in pictures.items() if name != "motion"}
-    assert said["matrix"] == (
+def test_titles_match_the_data(pictures, windows):
+    titles = {name: finding(picture) for name, picture in pictures.items() if name != "motion"}
+    assert titles["matrix"] == (
         "5 features of 200 clips, 1,000 parts: 996 sound, 1 damaged, 2 missing, 1 absent"
     )
-    assert said["matrix of thousands"] == (
+    assert titles["matrix of thousands"] == (
         "5 features of 3,100 clips, 15,500 parts: 14,598 sound, 1 odd, 1 damaged, 900 evicted"
     )
-    assert said["bytes"] == (
+    assert titles["bytes"] == (
         "The chosen chunks take 105.5 MB (75.5 MB on the disk, 30.0 MB to fetch): "
         "11% of the budget of 1.00 GB"
     )
-    assert "(75.5 MB on the disk, 75.5 MB fetched now)" in said["bytes fetched"]
-    assert said["bytes over the budget"].endswith("755% of the budget of 10.0 MB")
-    assert said["curve"].startswith("Loss went from 3.40 to 0.5") and "0.4% of a" in said["curve"]
-    assert said["before and after"] == (
+    assert "(75.5 MB on the disk, 75.5 MB fetched now)" in titles["bytes fetched"]
+    assert titles["bytes over the budget"].endswith("755% of the budget of 10.0 MB")
+    assert (
+        titles["curve"].startswith("Loss went from 3.40 to 0.5") and "0.4% of a" in titles["curve"]
+    )
+    assert titles["before and after"] == (
         "The car drives 5.23 m/s; the base model answers 9.99 m/s; "
         "the adapted model answers text that cannot be read"
     )
-    assert said["before alone"].endswith("the base model answers text that cannot be read")
-    assert said["timelines"].startswith(f"{len(windows)} windows lie on the clips")
-    assert said["contact sheet"].startswith("7 of the 12 clips in the cache")
+    assert titles["before alone"].endswith("the base model answers text that cannot be read")
+    assert titles["timelines"].startswith(f"{len(windows)} windows lie on the clips")
+    assert titles["contact sheet"].startswith("7 of the 12 clips in the cache")
 
 
 @pytest.mark.parametrize("state", ["sound", "missing", "absent", "evicted"])
-def test_a_title_counts_the_chosen_parts_alone(state):
+def test_audit_title_counts_only_chosen_parts(state):
     places = [(clip, feature) for clip in range(2) for feature in range(len(FEATURES))]
-    assert finding(audit.matrix(found(2, **{state: places}))) == (
+    assert finding(audit.matrix(audit_with(2, **{state: places}))) == (
         f"5 features of 2 clips, 10 parts: 10 {state}"
     )
-    left = {state: places[5:], "not chosen": places[:5]}
-    assert finding(audit.matrix(found(2, **left))).endswith(f", 5 chosen parts: 5 {state}")
+    states = {state: places[5:], "not chosen": places[:5]}
+    assert finding(audit.matrix(audit_with(2, **states))).endswith(f", 5 chosen parts: 5 {state}")
 
 
 def cells(picture):
@@ -257,55 +261,60 @@ def cells(picture):
 
 
 @pytest.mark.parametrize("num_clips", [100, 300, 301, 3100])
-def test_every_clip_has_a_column_until_they_share_them_and_no_fault_is_hidden(num_clips):
-    bad, odd, gone = num_clips - 1, num_clips // 2, 3
+def test_audit_matrix_shows_every_fault_for_any_number_of_clips(num_clips):
+    damaged_idx, odd, missing_idx = num_clips - 1, num_clips // 2, 3
     picture = audit.matrix(
-        found(num_clips, damaged=[(bad, 2)], odd=[(odd, 1), (bad, 2)], missing=[(gone, 0)])
+        audit_with(
+            num_clips,
+            damaged=[(damaged_idx, 2)],
+            odd=[(odd, 1), (damaged_idx, 2)],
+            missing=[(missing_idx, 0)],
+        )
     )
     shown = cells(picture)
     per_column = -(-num_clips // shown.shape[1])
     assert shown.shape[1] == (num_clips if num_clips <= 300 else -(-num_clips // per_column))
     assert 100 <= shown.shape[1] <= 300
-    faults = {(1, odd // per_column): "odd", (0, gone // per_column): "missing"}
-    faults[2, bad // per_column] = "odd"
+    faults = {(1, odd // per_column): "odd", (0, missing_idx // per_column): "missing"}
+    faults[2, damaged_idx // per_column] = "odd"
     for place, state in faults.items():
         assert shown[place] == state
     assert (shown != "sound").sum() == len(faults)
     label = picture.axes[0].get_xlabel()
     assert (f"a column is {per_column:,} clips" in label) == (per_column > 1)
-    # A mark lies in the column of its clip.
+    # Each mark is in the column of its clip.
     (dots,) = [line for line in picture.axes[0].lines if line.get_marker() == "."]
     places = sorted((dots.get_xdata() - 0.5) // per_column)
-    assert places == sorted({odd // per_column, bad // per_column})
+    assert places == sorted({odd // per_column, damaged_idx // per_column})
 
 
-def test_the_worst_clip_of_a_column_is_the_one_that_shows():
+def test_column_of_several_clips_shows_the_worst_state():
     for better, worse in itertools.pairwise(reversed(audit.WORST)):
         states = {better: [(clip, 0) for clip in range(600)], worse: [(301, 0)]}
-        shown = cells(audit.matrix(found(600, **states)))
+        shown = cells(audit.matrix(audit_with(600, **states)))
         assert shown[0, 150] == worse and set(shown[0, :150]) == {better}
 
 
-def test_files_belong_to_the_feature_of_their_folder():
+def test_feature_is_derived_from_the_file_path():
     assert audit.feature_of("labels/egomotion/egomotion.chunk_0000.zip") == "egomotion"
     assert audit.feature_of("metadata/data_collection.parquet") == "metadata"
     assert audit.feature_of("features.csv") == "metadata"
 
 
-def test_a_timeline_marks_every_window_where_it_lies(windows):
+def test_timeline_draws_every_window_at_its_time(windows):
     picture = etl.timelines(windows, len(windows.cache.clips))
     for axes, clip in zip(picture.axes, windows.cache.clips, strict=True):
         _, *drawn = [line.get_xdata().tolist() for line in axes.lines]
         times = [
             windows.times_us(i)[[0, -1]] for i, w in enumerate(windows) if w.clip_id == clip.clip_id
         ]
-        wanted = (np.array(times) - times[0][0]) / 1e6
-        assert len(times) > 1 and drawn == pytest.approx(wanted)
+        expected = (np.array(times) - times[0][0]) / 1e6
+        assert len(times) > 1 and drawn == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
 @pytest.mark.parametrize("scale", [1, 3])
-def test_named_tiles_cover_no_pixel(setup, scale):
+def test_tile_labels_cover_no_pixels(setup, scale):
     grid = cameras.grid(setup)
     image = noise(grid.rows * 20, grid.cols * 80)
     sheet = canvas.name_tiles(image, grid, scale)
@@ -318,29 +327,29 @@ def test_named_tiles_cover_no_pixel(setup, scale):
         assert (band.min() < 128) == (grid.cells[place] is not None), "named, unless empty"
 
 
-def test_the_path_is_drawn_in_the_ego_frame_of_the_frame_shown():
-    # Ten metres east, then ten metres north; shown at the corner, already heading north.
+def test_path_is_drawn_in_the_current_ego_frame():
+    # Ten metres east, then ten metres north; the current frame is the corner, heading north.
     east = np.stack([np.linspace(0, 10, 11), np.zeros(11)], axis=1)
     north = np.stack([np.full(10, 10.0), np.linspace(1, 10, 10)], axis=1)
     yaw = np.array([0.0] * 10 + [np.pi / 2] * 11)
-    there = tiles.WindowMotion(
+    motion = tiles.WindowMotion(
         np.arange(21.0), np.vstack([east, north]), yaw, np.ones(21), 0, 21, 10
     )
-    xy = there.xy_ego_m()
+    xy = motion.xy_ego_m()
     assert np.allclose(xy[10], 0)
     assert np.allclose(xy[-1], [10, 0]), "ten metres on, straight ahead"
     assert np.allclose(xy[0], [0, 10]), "where it came from lies to the left"
 
 
-def test_the_curve_has_the_running_mean_of_the_last_steps():
+def test_loss_curve_includes_a_running_mean():
     loss = np.random.default_rng(0).random(60)
-    picture = training.curve([{"step": step, "loss": each} for step, each in enumerate(loss, 1)])
-    each, smooth = (line.get_ydata() for line in picture.axes[0].lines)
-    assert np.array_equal(each, loss)
+    picture = training.curve([{"step": step, "loss": raw} for step, raw in enumerate(loss, 1)])
+    raw, smooth = (line.get_ydata() for line in picture.axes[0].lines)
+    assert np.array_equal(raw, loss)
     assert smooth == pytest.approx([loss[max(i - 2, 0) : i + 1].mean() for i in range(60)])
 
 
-def test_a_table_of_what_came_out_says_it_in_words():
+def test_outcome_table_formats_every_kind_of_figure():
     finished = {
         "stage": "03_etl",
         "seconds": 4000.4,
@@ -384,5 +393,5 @@ def test_a_table_of_what_came_out_says_it_in_words():
         ("a_long_name_of_a_drive_0012", "…ame_of_a_drive_0012"),
     ],
 )
-def test_clips_of_a_picture_are_told_apart(clip_id, shown):
+def test_clip_ids_are_shortened_for_plots(clip_id, shown):
     assert canvas.short(clip_id) == shown

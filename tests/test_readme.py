@@ -1,4 +1,4 @@
-"""README and the pages of docs/ are true: parameters, files, links, error texts, commands."""
+"""What README.md and docs/ name exists: parameters, files, links, error texts, commands."""
 
 import importlib.util
 import itertools
@@ -25,11 +25,11 @@ PAGES = {
 README = PAGES["README.md"]
 every_page = pytest.mark.parametrize("page", PAGES)
 SOURCES = "\n".join(path.read_text() for path in (ROOT / "avomni_lib").rglob("*.py"))
-# A message that is built over two lines of source, as it reads when it is shown.
+# Messages that span several lines of source are joined, as they are shown.
 MESSAGES = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
 
 
-def test_the_readme_is_short():
+def test_readme_is_short():
     assert len(README.splitlines()) <= 200
 
 
@@ -37,7 +37,7 @@ def test_every_page_is_linked_from_the_readme():
     assert set(PAGES) - {"README.md"} <= set(re.findall(r"\]\(([^)#]+)\)", README))
 
 
-def test_the_table_of_parameters_is_the_schemas():
+def test_parameter_table_matches_the_schema():
     table = "".join(re.findall(r"^\|.*\n", PAGES["docs/parameters.md"], re.MULTILINE))
     assert table.strip() == params.table(), "run `make parameters`"
 
@@ -48,13 +48,13 @@ def prose(page: str) -> str:
 
 
 def anchors(page: str) -> set[str]:
-    """What GitHub names the headings of a page."""
+    """The anchors that GitHub makes of the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @every_page
-def test_pictures_and_links_exist(page: str):
+def test_link_targets_exist(page: str):
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", prose(page)):
         name, _, anchor = target.partition("#")
         path = ((ROOT / page).parent / name).resolve() if name else ROOT / page
@@ -64,15 +64,15 @@ def test_pictures_and_links_exist(page: str):
 
 
 @every_page
-def test_files_that_are_named_exist(page: str):
+def test_named_files_exist(page: str):
     folders = r"avomni_lib|avomni_world|docs|notebooks|params|tests"
     for name in re.findall(rf"`((?:{folders})/[\w./*-]*)`", PAGES[page]):
-        # What a page asks its reader to write is there only afterwards.
+        # A file that the page asks the reader to write does not exist yet.
         is_new = f"# {name}\n" in PAGES[page]
         assert is_new or list(ROOT.glob(name)), name
 
 
-def test_each_capability_names_a_test_that_exists():
+def test_every_capability_names_an_existing_test():
     rows = re.findall(
         r"^\| .+ \| `([\w/]+\.py)::(test_\w+)` \|$", PAGES["docs/capabilities.md"], re.M
     )
@@ -81,14 +81,14 @@ def test_each_capability_names_a_test_that_exists():
         assert f"\ndef {test}(" in (ROOT / "tests" / name).read_text(), f"{name}::{test}"
 
 
-# The changelog names parameters that are gone, too.
+# The changelog also names removed parameters.
 @pytest.mark.parametrize("page", sorted(PAGES.keys() - {"CHANGELOG.md"}))
-def test_parameters_that_are_named_exist(page: str):
+def test_named_parameters_exist(page: str):
     sections = "|".join(params.Params.model_fields)
     known = set(re.findall(r"^\| `([\w.]+)`", params.table(), re.MULTILINE))
-    files_and_rooms = r"(?:py|yaml|json|parquet|sh|md)$"
+    file_names = r"(?:py|yaml|json|parquet|sh|md)$"
     for name in re.findall(rf"`((?:{sections})\.[a-z_.0-9]+)(?:[:=] ?[^`]+)?`", PAGES[page]):
-        if not re.search(files_and_rooms, name):
+        if not re.search(file_names, name):
             assert name in known or any(key.startswith(f"{name}.") for key in known), name
 
 
@@ -97,22 +97,22 @@ def errors_in_troubleshooting() -> list[str]:
 
 
 @pytest.mark.parametrize("text", errors_in_troubleshooting())
-def test_troubleshooting_quotes_what_the_code_prints(text: str):
+def test_troubleshooting_texts_occur_in_the_source(text: str):
     assert text in MESSAGES
 
 
 @pytest.mark.parametrize("text", PROVOKED)
-def test_troubleshooting_quotes_the_messages_that_are_raised(
+def test_troubleshooting_texts_match_raised_messages(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert text in errors_in_troubleshooting()
     assert text in said(text, Place(tmp_path, monkeypatch))
 
 
-def test_nearly_all_of_it_is_made_to_happen_here():
-    """The rest is provoked beside what it is about, in the tests named here."""
-    elsewhere = {  # text -> file, and what its test looks for
-        "the kernel was killed": ("notebooks/test_chain.py", "KERNEL_LOST in told"),
+def test_every_troubleshooting_text_is_provoked_by_a_test():
+    """Texts that are not in `PROVOKED` are provoked by the test files listed here."""
+    elsewhere = {  # text -> test file, and a text in it
+        "the kernel was killed": ("notebooks/test_chain.py", "KERNEL_LOST in stderr"),
         "training diverged": ("test_worker.py", "training diverged"),
         "the process that read it died, and again when it was alone": ("test_workers.py", "died"),
         "s and was stopped": ("test_workers.py", "and was stopped"),
@@ -134,16 +134,16 @@ def test_nearly_all_of_it_is_made_to_happen_here():
         ),
     }
     assert set(errors_in_troubleshooting()) - set(PROVOKED) == set(elsewhere)
-    for name, words_of_it in elsewhere.values():
-        assert words_of_it in (ROOT / "tests" / name).read_text()
+    for name, quoted in elsewhere.values():
+        assert quoted in (ROOT / "tests" / name).read_text()
 
 
-def test_there_is_troubleshooting():
+def test_troubleshooting_lists_at_least_eight_errors():
     assert len(errors_in_troubleshooting()) >= 8
 
 
 def commands() -> list[str]:
-    """Every command that a page prints, in its blocks and in its lines, comments left out."""
+    """Every command in the code blocks and the inline code of the pages."""
     lines: list[str] = []
     for page, text in PAGES.items():
         blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
@@ -154,7 +154,7 @@ def commands() -> list[str]:
 
 
 def words(line: str) -> Iterator[list[str]]:
-    """The words of each command of a line: what `--wrap` holds is one of its own."""
+    """The arguments of each command in a line; the value of `--wrap` is a command too."""
     split = list(shlex.split(re.sub(r"<(\w+)>", r"\1", line), comments=True))
     for word, after in itertools.pairwise(split):
         if word == "--wrap":
@@ -164,8 +164,8 @@ def words(line: str) -> Iterator[list[str]]:
 
 
 COMMANDS = [(line, args) for line in commands() for args in words(line)]
-# What a reader brings.
-OWN_FILES = {"data_config.yaml", "finetuning_config.yaml", "own.yaml", "outputs/demo/tiles.yaml"}
+# Files that the reader provides.
+USER_FILES = {"data_config.yaml", "finetuning_config.yaml", "own.yaml", "outputs/demo/tiles.yaml"}
 
 
 def module_of(args: list[str]) -> tuple[str, list[str]] | None:
@@ -177,15 +177,15 @@ def module_of(args: list[str]) -> tuple[str, list[str]] | None:
 
 
 @pytest.mark.parametrize(("line", "args"), COMMANDS, ids=[line[:60] for line, _ in COMMANDS])
-def test_every_command_is_one(line: str, args: list[str]):
-    found = module_of(args)
+def test_documented_commands_are_valid(line: str, args: list[str]):
+    module = module_of(args)
     if args and args[0] == "avomni":
-        found = "avomni_lib", args[1:]
-    if found and found[0] == "avomni_lib":
-        if found[1] and not found[1][0].startswith("--"):
-            check_own_command(found[1])
-    elif found:
-        assert importlib.util.find_spec(found[0]), found[0]
+        module = "avomni_lib", args[1:]
+    if module and module[0] == "avomni_lib":
+        if module[1] and not module[1][0].startswith("--"):
+            check_own_command(module[1])
+    elif module:
+        assert importlib.util.find_spec(module[0]), module[0]
     elif args and args[0] in ("papermill", "voila"):
         assert (ROOT / args[1]).exists()
         if "-f" in args:
@@ -195,12 +195,12 @@ def test_every_command_is_one(line: str, args: list[str]):
 
 
 def check_own_command(arguments: list[str]) -> None:
-    """Real parser, params files that are there, parameters that exist, stages of the chain."""
+    """Parses an `avomni` command: its params files, parameters and stages must exist."""
     name, values = parsed(arguments)
     if name in ("verify", "compare"):
         return
     named = [*(values["paths"] or []), *(values["more"] or [])]
-    paths = [path for path in named if path not in OWN_FILES]
+    paths = [path for path in named if path not in USER_FILES]
     p = params.Params.from_files([ROOT / path for path in paths], values["changes"] or [])
     if name == "run":
         assert pipeline.choose(p, values["first"], values["only"] or [])
@@ -216,15 +216,15 @@ def check_make(args: list[str]) -> None:
         assert name in (variables if is_set else targets), word
 
 
-def test_there_are_commands_of_each_kind():
+def test_docs_contain_commands_of_every_kind():
     lines = [line for line, _ in COMMANDS]
     for part in ("make demo", "make test", "papermill ", "avomni_lib compare", "avomni_lib verify"):
         assert any(part in line for line in lines), part
     assert len(lines) > 25
 
 
-def test_the_plan_that_is_shown_is_the_plan(tmp_path: Path):
-    """Of the real run, as it stands before anything is fetched; what a GPU changes is left out."""
+def test_readme_shows_the_current_plan(tmp_path: Path):
+    """The plan of params/mi300x.yaml before any download, without the rows that a GPU changes."""
     shown = re.search(r"```text\n(what run mi300x takes.*?)```", README, re.DOTALL)[1]
     p = params.Params.from_files(
         [ROOT / "params" / "mi300x.yaml"], [f"dataset.local_dir={tmp_path}"]
@@ -240,8 +240,8 @@ def test_exit_codes_are_documented():
     assert list(codes) == re.findall(r"\b(\d+) \w", EXIT_CODES)
 
 
-def test_units_of_numbers_are_named():
-    """A number's row says what it counts or measures, in its name or in its meaning."""
+def test_numeric_parameters_state_their_unit():
+    """The row of a number says in its meaning what it counts or measures."""
     units = (
         *(r"px", r"\bs\b", r"a second", r"GB", r"tokens", r"\bsteps\b", r"frames", r"clips?\b"),
         *(r"chunks", r"windows", r"processes", r"passes", r"share", r"files", r"batches", r"hours"),
@@ -256,15 +256,15 @@ def test_units_of_numbers_are_named():
             assert re.search("|".join(units), meaning), f"{name}: {meaning}"
 
 
-def test_the_tree_names_only_what_is_there():
+def test_readme_tree_names_only_existing_modules():
     tree = README.split("## The tree")[1].split("```")[1]
-    rooms = {"dataset", "etl", "training", "evaluation", "notebook"}
+    packages = {"dataset", "etl", "training", "evaluation", "notebook"}
     seen = set()
     for line in tree.splitlines():
-        found = re.match(r"  (\w+)/ .*: ([\w, ]+)$", line)
-        if found and found[1] in rooms:
-            seen.add(found[1])
-            for name in found[2].split(", "):
-                room = ROOT / "avomni_lib" / found[1]
-                assert (room / f"{name}.py").exists() or (room / name).is_dir(), name
-    assert seen == rooms
+        match = re.match(r"  (\w+)/ .*: ([\w, ]+)$", line)
+        if match and match[1] in packages:
+            seen.add(match[1])
+            for name in match[2].split(", "):
+                folder = ROOT / "avomni_lib" / match[1]
+                assert (folder / f"{name}.py").exists() or (folder / name).is_dir(), name
+    assert seen == packages

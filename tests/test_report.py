@@ -1,4 +1,4 @@
-"""The report: one page without network, every text escaped, a working command for each claim."""
+"""The report: self-contained, every text escaped, and a working command for every claim."""
 
 import base64
 import os
@@ -101,7 +101,7 @@ def page(made):
     return Page(made[0].read_text())
 
 
-def test_the_page_needs_nothing_else(made, page):
+def test_report_is_self_contained(made, page):
     known = {"html", "head", "body", "meta", "title", "style", "div", "p", "h1", "h2", "h3", "h4"}
     known |= {"table", "tr", "th", "td", "small", "ul", "li", "span", "pre", "code", "figure"}
     assert {tag for tag, _ in page.tags} <= known | {"img", "figcaption"}, "no script, no link"
@@ -112,16 +112,18 @@ def test_the_page_needs_nothing_else(made, page):
     assert not re.search(r"url\(|@import", made[0].read_text())
 
 
-def test_the_page_can_be_read_on_a_phone_and_in_the_dark(made, page):
+def test_report_supports_phones_and_dark_mode(made, page):
     text = made[0].read_text()
-    (viewport,) = [of["content"] for _, of in page.tags if of.get("name") == "viewport"]
+    (viewport,) = [
+        attributes["content"] for _, attributes in page.tags if attributes.get("name") == "viewport"
+    ]
     assert viewport == "width=device-width, initial-scale=1"
     assert "prefers-color-scheme: dark" in text
     inside = re.findall(r'<div class="scroll"><table', text)
     assert len(inside) == text.count("<table"), "a wide table scrolls by itself"
 
 
-def test_every_picture_is_in_the_page_as_it_lies_in_the_folder(made, page):
+def test_report_embeds_every_picture_of_the_folder(made, page):
     sources = [attributes["src"] for attributes in page.of("img")]
     inside = [base64.b64decode(source.partition("base64,")[2]) for source in sources]
     beside = [path.read_bytes() for path in (made[0].parent / "figures").glob("*.png")]
@@ -130,13 +132,13 @@ def test_every_picture_is_in_the_page_as_it_lies_in_the_folder(made, page):
     assert all(alts) and len(set(alts)) == len(alts)
 
 
-def test_an_answer_is_text_and_never_markup(made, page):
+def test_answers_are_escaped_in_the_report(made, page):
     text = made[0].read_text()
     assert NASTY not in text and "<script" not in text
     assert sum(NASTY in text for text in page.texts["pre"]) >= 2, "base and adapted, to the letter"
 
 
-def test_the_ladder_stands_in_the_page(made, page):
+def test_report_shows_ladder_slices_and_facts(made, page):
     _, figures = made
     lines = [re.sub(r"\s+", " ", line).strip() for line in page.texts["tr"]]
     for row in figures["ladder"]:
@@ -154,46 +156,46 @@ def test_the_ladder_stands_in_the_page(made, page):
     assert facts["split, sha256"] == SHA256 and all(text in whole for text in facts.values())
 
 
-def test_each_claim_has_a_command_that_prints_it(made, page):
+def test_every_claim_has_a_command_that_reproduces_it(made, page):
     _, figures = made
     commands = [text for text in page.texts["pre"] if text.startswith("python -c")]
     assert len(commands) == len(figures["claims"]) >= 3
     for claim, command in zip(figures["claims"], commands, strict=True):
         words = shlex.split(command)
         environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
-        ran = subprocess.run(
+        done = subprocess.run(
             [sys.executable, *words[1:]],
             capture_output=True,
             text=True,
             cwd=files.PROJECT_ROOT,
             env=environment,
         )
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.strip() == claim["text"]
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == claim["text"]
         (shown,) = [text for text in page.texts["li"] if claim["text"] in text]
         assert shown.startswith("Shown:" if claim["holds"] else "Not shown:")
     assert {claim["holds"] for claim in figures["claims"]} == {True}
 
 
-def test_a_command_survives_any_folder_name():
+def test_command_is_quoted_for_any_folder_name():
     code = report.RECOMPUTE.format(path="out \"puts/it's $HOME `x`!", number=3)
     assert shlex.split(report._quoted(code)) == [code]
     assert report._quoted("print('x')") == "\"print('x')\"", "in plain cases it is easy to read"
 
 
-def test_the_parameters_of_the_run_lie_beside_it_and_the_command_names_them(made, page):
+def test_report_command_uses_the_saved_params_file(made, page):
     folder = made[0].parent
     p = Params.from_values(yaml.safe_load((folder / "params.yaml").read_text()))
     assert p.run_dir == folder.parent
-    (again,) = [text for text in page.texts["pre"] if "--only" in text]
-    words = shlex.split(again)
+    (command,) = [text for text in page.texts["pre"] if "--only" in text]
+    words = shlex.split(command)
     assert words[:4] == ["python", "-m", "avomni_lib", "run"]
     assert files.resolve(words[4]) == folder / "params.yaml"
     assert Params.from_files([files.resolve(words[4])]) == p
 
 
 @pytest.mark.parametrize("source", ["hub", "folder"])
-def test_pages_of_clips_that_are_not_ours_bear_a_banner(source, table, tmp_path, page):
+def test_reports_on_third_party_clips_carry_a_banner(source, table, tmp_path, page):
     path, _ = written(params(tmp_path, source), table)
     notices = [a for tag, a in Page(path.read_text()).tags if a.get("class") == "notice"]
     assert len(notices) == 2, "above and below"
@@ -201,12 +203,12 @@ def test_pages_of_clips_that_are_not_ours_bear_a_banner(source, table, tmp_path,
     assert CONFIDENTIAL not in page.texts["body"][0]
 
 
-def test_a_missing_picture_is_an_error_that_names_it(table, tmp_path):
+def test_missing_picture_error_names_the_file(table, tmp_path):
     figures = metrics.figures(table)
-    gone = tmp_path / "ladder.png"
+    missing = tmp_path / "ladder.png"
     with pytest.raises(AvomniError, match="picture of the report is missing") as caught:
-        report.write(params(tmp_path), figures, table, {"ladder": gone}, _no_cost(), tmp_path)
-    assert str(gone) in str(caught.value) and not (tmp_path / "report.html").exists()
+        report.write(params(tmp_path), figures, table, {"ladder": missing}, _no_cost(), tmp_path)
+    assert str(missing) in str(caught.value) and not (tmp_path / "report.html").exists()
 
 
 def _no_cost():
@@ -221,7 +223,7 @@ def _finished(p, name, seconds, figures):
     files.write_json(stage.folder / runs.RESULT, result)
 
 
-def test_the_cost_is_the_sum_of_the_stages_that_are_done(tmp_path, table):
+def test_cost_is_the_sum_over_finished_stages(tmp_path, table):
     p = params(tmp_path, price_per_hour=3.0)
     _finished(p, "03_etl", 600.0, {})
     trained = {"peak_memory": {"host_gb": 1.0, "device_gb": 70.5}, "measured": {"seconds": 4800.0}}
@@ -240,7 +242,7 @@ def test_the_cost_is_the_sum_of_the_stages_that_are_done(tmp_path, table):
     assert len(free["stages"]) == 2 and free["price"] is None
 
 
-def test_an_accelerator_is_named():
+def test_machine_description_names_the_accelerator():
     made_with = {"cores": 16, "host_memory_gb": 128.0}
     assert report.machine_of(made_with) == "16 cores, 128 GB of memory"
     on_card = made_with | {"device": {"value": "cuda:0", "reason": "AMD MI300X by ROCm 6.4"}}
@@ -251,7 +253,7 @@ def test_an_accelerator_is_named():
 
 
 @pytest.mark.parametrize("name", ["future_v1", "meta_v1", "coc_v1", "full_v1"])
-def test_every_target_has_a_page(name, windows, tmp_path):
+def test_every_target_has_a_report(name, windows, tmp_path):
     answers = answered_windows.answers(windows, name, {"mean": 1.0, "base": 0.8, "adapted": 0.2})
     path = report.write(
         params(tmp_path), metrics.figures(answers), answers, {}, _no_cost(), tmp_path
@@ -265,14 +267,14 @@ def test_every_target_has_a_page(name, windows, tmp_path):
         assert row["answer"] in page.texts["pre"]
 
 
-def test_a_score_of_one_clip_has_a_page_without_intervals(windows, table, tmp_path):
+def test_report_on_one_clip_marks_all_claims_as_not_shown(windows, table, tmp_path):
     alone = table.filter(pc.equal(table["clip_id"], windows[0].clip_id))
     path = report.write(params(tmp_path), metrics.figures(alone), alone, {}, _no_cost(), tmp_path)
     page = Page(path.read_text())
     assert all("Not shown:" in text for text in page.texts["li"])
 
 
-def test_the_template_is_shipped_with_the_package():
+def test_report_template_is_part_of_the_package():
     project = tomllib.loads((files.PROJECT_ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["avomni_lib"]
     package = files.PROJECT_ROOT / "avomni_lib"

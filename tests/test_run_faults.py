@@ -1,4 +1,4 @@
-"""Faults of the machine under `run` and `status`: our words, and the same command goes on."""
+"""`run` and `status` on a faulty machine: clear errors, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_params(folder: Path, published: Path, outputs: Path | None = None, **s
 
 
 def avomni(*arguments: str | Path, before=(), cwd=None, environment=None):
-    """The command, after `before`; it must end without a traceback."""
+    """Runs `avomni` behind the command prefix `before`; it must end without a traceback."""
     done = subprocess.run(
         [*before, *AVOMNI, *map(str, arguments)],
         cwd=cwd,
@@ -54,20 +54,20 @@ def avomni(*arguments: str | Path, before=(), cwd=None, environment=None):
 
 
 def error_of(done: subprocess.CompletedProcess) -> dict[str, str | None]:
-    """What `--json` says of the error, which a person who looks on reads too."""
+    """The error in the output of `--json`, which must also be on stderr."""
     assert done.returncode == 1, done.stderr
     error = json.loads(done.stdout)["error"]
     assert set(error) == {"what", "where", "fix"}
-    said = done.stderr[done.stderr.index("error: ") :]
-    assert all(part in said for part in error.values() if part)
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert all(part in message for part in error.values() if part)
     return error
 
 
 def refused(capsys, *words: str) -> dict[str, str | None]:
-    """The error of a command that comes to no kernel, in this process."""
+    """The error of a command that starts no kernel, run in this process."""
     code = main([*words, "--json"])
-    said = capsys.readouterr()
-    return error_of(subprocess.CompletedProcess(words, code, said.out, said.err))
+    output = capsys.readouterr()
+    return error_of(subprocess.CompletedProcess(words, code, output.out, output.err))
 
 
 def ended(done: subprocess.CompletedProcess) -> list[str]:
@@ -79,16 +79,16 @@ def ended(done: subprocess.CompletedProcess) -> list[str]:
 
 
 def kernels_of(process: subprocess.Popen) -> list[psutil.Process]:
-    found = []
+    kernels = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(process.pid).children(recursive=True):
             if any("ipykernel_launcher" in word for word in child.cmdline()):
-                found.append(child)
-    return found
+                kernels.append(child)
+    return kernels
 
 
-def test_a_kernel_killed_while_it_starts(tmp_path, published):
-    """At once, and while it imports, which is made to last: a fast machine is done in 0.3 s."""
+def test_kernel_killed_at_start_is_reported(tmp_path, published):
+    """Killed at once and during its imports, which are slowed down for fast machines."""
     params = write_params(tmp_path, published)
     slow = tmp_path / "slow"
     slow.mkdir()
@@ -113,18 +113,18 @@ def test_a_kernel_killed_while_it_starts(tmp_path, published):
     assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"]
 
 
-def test_a_kernel_that_cannot_start_says_why(tmp_path, published):
-    """Something else is called as the kernel's program is."""
+def test_kernel_start_error_shows_the_kernels_last_output(tmp_path, published):
+    """Another module has the name of the kernel's program."""
     (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit('no module named zmq')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     params = write_params(tmp_path, published)
     environment = {"PYTHONPATH": path}
-    # The package is found before the folder that spoils the kernel.
-    told = error_of(avomni("run", params, *STAGE, "--json", environment=environment))
-    assert "it last said: no module named zmq" in told["what"] and GO_ON in told["fix"]
+    # The package is found before the folder with the broken kernel module.
+    error = error_of(avomni("run", params, *STAGE, "--json", environment=environment))
+    assert "it last said: no module named zmq" in error["what"] and GO_ON in error["fix"]
 
 
-def test_the_kernel_is_that_of_this_python_whatever_jupyter_has_installed(tmp_path, published):
+def test_kernel_uses_this_python_despite_other_kernelspecs(tmp_path, published):
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
     argv = ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -136,9 +136,11 @@ def test_the_kernel_is_that_of_this_python_whatever_jupyter_has_installed(tmp_pa
     assert ended(avomni("run", params, *STAGE, "--json", environment=environment)) == ["ran"]
 
 
-def test_what_a_notebook_says_keeps_where_and_what_to_do(tmp_path, published):
-    gone = write_params(tmp_path, published, dataset={"source": "folder", "local_dir": "/nowhere"})
-    error = error_of(avomni("run", gone, *STAGE, "--json"))
+def test_notebook_error_keeps_its_place_and_fix(tmp_path, published):
+    params = write_params(
+        tmp_path, published, dataset={"source": "folder", "local_dir": "/nowhere"}
+    )
+    error = error_of(avomni("run", params, *STAGE, "--json"))
     assert error["what"].startswith("01_audit: ") and "\n" not in error["what"]
     assert "/nowhere" in error["where"] and error["fix"]
 
@@ -147,27 +149,27 @@ def test_what_a_notebook_says_keeps_where_and_what_to_do(tmp_path, published):
 
 
 @pytest.mark.parametrize("times", [[0.1], [0.25], [0.6, 0.02], [1.2, 0.3], [3.0, 0.3]], ids=str)
-def test_ctrl_c_at_any_time_is_one_sentence(tmp_path, published, times):
-    """Also while the command imports, and pressed again while it ends."""
+def test_ctrl_c_at_any_time_prints_one_sentence(tmp_path, published, times):
+    """Including during imports, and when pressed again while the command ends."""
     params = write_params(tmp_path, published)
     command = [*AVOMNI, "run", params, *STAGE]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as run:
-        # Python itself has to start before any line of ours can answer.
+        # No code of ours can handle the signal before Python has started.
         while sum(psutil.Process(run.pid).cpu_times()[:2]) < 0.05:
             time.sleep(0.002)
         for wait in times:
             time.sleep(wait)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate(timeout=60)
-    assert run.returncode == 130, said
-    assert said == "stopped; run the same command again: it goes on from here\n"
+        _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130, stderr
+    assert stderr == "stopped; run the same command again: it goes on from here\n"
 
 
 # Disks
 
 
-def test_read_only_outputs(tmp_path, published):
+def test_read_only_outputs_are_reported(tmp_path, published):
     params = write_params(tmp_path, published)
     with mounted(tmp_path / "outputs", "ro") as (enter, _):
         error = error_of(avomni("run", params, "--json", before=enter))
@@ -175,18 +177,18 @@ def test_read_only_outputs(tmp_path, published):
         assert str(tmp_path / "outputs") in error["where"]
         assert "run.outputs_dir" in error["fix"] and GO_ON in error["fix"]
         for command in (["status"], ["plan"], ["run", "--dry-run"]):
-            there = avomni(*command, params, before=enter)
-            assert there.returncode == 0 and there.stdout
+            done = avomni(*command, params, before=enter)
+            assert done.returncode == 0 and done.stdout
 
 
-def test_a_finished_run_on_a_read_only_disk_can_be_looked_at(tmp_path, published, capsys):
+def test_status_works_for_a_finished_run_on_a_read_only_disk(tmp_path, published, capsys):
     params = write_params(tmp_path, published)
     assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"]
-    said = avomni("status", params).stdout
+    status = avomni("status", params).stdout
     with mounted(tmp_path / "elsewhere", "size=1m") as (enter, _):
         readonly = ["sh", "-c", 'mount -o bind,ro "$0" "$0" && exec "$@"', tmp_path / "outputs"]
         before = [*enter, *readonly]
-        assert avomni("status", params, before=before).stdout == said
+        assert avomni("status", params, before=before).stdout == status
         forced = error_of(avomni("run", params, *STAGE, "--force", "--json", before=before))
         assert "the file system is read-only" in forced["what"]
     result = tmp_path / "outputs" / "test" / "01_audit" / "result.json"
@@ -197,7 +199,7 @@ def test_a_finished_run_on_a_read_only_disk_can_be_looked_at(tmp_path, published
     assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"], "a damaged result"
 
 
-def test_a_disk_that_is_full_when_papermill_writes(tmp_path, published):
+def test_full_disk_during_papermill_is_reported(tmp_path, published):
     params, outputs = write_params(tmp_path, published), shlex.quote(str(tmp_path / "outputs"))
     with mounted(tmp_path / "outputs", "size=4k") as (enter, _):
         for size in ("64k", "9m"):
@@ -211,7 +213,7 @@ def test_a_disk_that_is_full_when_papermill_writes(tmp_path, published):
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "a link to itself"])
-def test_outputs_that_are_no_folder(tmp_path, published, place, capsys):
+def test_outputs_dir_that_is_not_a_folder_is_reported(tmp_path, published, place, capsys):
     outputs = tmp_path / "place"
     if place == "a link to itself":
         outputs.symlink_to(outputs)
@@ -227,26 +229,26 @@ def test_outputs_that_are_no_folder(tmp_path, published, place, capsys):
 # Notebooks
 
 
-SPOILT = {
+DAMAGED = {
     "empty": lambda text: "",
     "cut": lambda text: text[: len(text) // 2],
     "another file": lambda text: '{"a": 1}',
     "a list": lambda text: "[]",
     "no cells": lambda text: text.replace('"cells"', '"bells"'),
-    "a cell of no kind": lambda text: text.replace('"cell_type": "code"', '"cell_type": "dish"'),
-    "no text": lambda text: "\udcff\udcfe" + text,
-    "no cell for parameters": lambda text: text.replace('"parameters"', '"settings"'),
+    "unknown cell type": lambda text: text.replace('"cell_type": "code"', '"cell_type": "dish"'),
+    "not UTF-8": lambda text: "\udcff\udcfe" + text,
+    "no parameters cell": lambda text: text.replace('"parameters"', '"settings"'),
 }
 
 
-@pytest.mark.parametrize("how", [*SPOILT, "missing"])
-def test_a_spoilt_notebook_is_named(tmp_path, published, how, capsys, monkeypatch):
+@pytest.mark.parametrize("damage", [*DAMAGED, "missing"])
+def test_damaged_notebook_error_names_the_file(tmp_path, published, damage, capsys, monkeypatch):
     params = write_params(tmp_path, published)
     notebook = tmp_path / "notebooks" / "01_audit.ipynb"
     notebook.parent.mkdir()
-    if how in SPOILT:
-        sound = (files.PROJECT_ROOT / "notebooks" / notebook.name).read_text()
-        notebook.write_text(SPOILT[how](sound), errors="surrogateescape")
+    if damage in DAMAGED:
+        intact = (files.PROJECT_ROOT / "notebooks" / notebook.name).read_text()
+        notebook.write_text(DAMAGED[damage](intact), errors="surrogateescape")
     monkeypatch.setattr(runs.Stage, "notebook", notebook)
     error = refused(capsys, "run", params, *STAGE)
     assert error["where"] == str(notebook) and "git checkout" in error["fix"]

@@ -1,4 +1,4 @@
-"""Which stages are stale: through the chain, for every parameter and file, and not for a move."""
+"""Which stages become stale when a parameter or a file changes; moving a run makes none stale."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def names(section: str, *but: str) -> list[str]:
     ]
 
 
-# The stages that are stale when a parameter changes; every parameter stands here.
+# Stages -> the parameters whose change makes exactly these stale; every parameter is listed.
 STALE: dict[tuple[str, ...], list[str]] = {
     STAGES: [
         *names("dataset", "audit", "local_dir", "allow_plain_http"),
         *names("download", "max_workers", "evict_raw", "evict_shared"),
         *("vision.cameras", "processing.obstacles"),
     ],
-    # It tells of the files that lie there; what a hub has is the same elsewhere.
+    # 01 reports on local files; the content of a hub does not depend on the local folder.
     (AUDIT,): ["dataset.audit", "dataset.local_dir"],
     (AUDIT, *FROM_ETL): ["processing.horizon_s"],
     (ETL,): ["download.evict_raw"],
@@ -47,7 +47,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
     FROM_TILES: [
         *("processing.sequence_length", "processing.stride", *names("prompt")),
         *names("processing.past"),
-        # They go with a target of paths; the clips of a protocol are not learned from.
+        # A protocol needs a target with paths, and its clips are not trained on.
         *("evaluation.protocol", "evaluation.protocol_ids"),
         *names("model", "backend", "lora_alpha", "lora_dropout"),
         *(
@@ -75,7 +75,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
     ),
     (EVALUATE, LIVE): [f"evaluation.{key}" for key in ("split", "max_new_tokens", "constrained")],
     (LIVE,): names("live", "record", "port"),
-    ("08_drive",): ["driving.num_episodes"],  # the run has it from then on
+    ("08_drive",): ["driving.num_episodes"],  # setting it adds 08_drive to the run
     (): [
         *("dataset.allow_plain_http", "download.max_workers", "download.evict_shared"),
         *("processing.engine", "processing.num_workers", "processing.clip_timeout_s"),
@@ -83,13 +83,13 @@ STALE: dict[tuple[str, ...], list[str]] = {
         *names("driving", "num_episodes"),  # 08_drive's, which this run has not got
     ],
 }
-# Another place is another run, and the window's size repeats processing.sequence_length.
+# Another folder is another run; vision.window_size repeats processing.sequence_length.
 ELSEWHERE = {"run.name", "run.outputs_dir", "vision.window_size"}
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Params:
-    """A run whose seven stages are done; adapter and answers are bytes that nobody reads."""
+    """A run whose seven stages are done; adapter and answers are placeholder bytes."""
     folder = tmp_path_factory.mktemp("done")
     p = evicting_run.params(folder, evict=False)
     published = evicting_run.write(tmp_path_factory.mktemp("published"))
@@ -100,7 +100,7 @@ def done(tmp_path_factory) -> Params:
 
 
 def finish(p: Params, name: str, served: local_hub.LocalHub | None = None, word: str = "") -> None:
-    """A stage as its notebook does it, as far as files go."""
+    """Finishes a stage with the files that its notebook would write."""
     if name in (DOWNLOAD, ETL):
         evicting_run.finish(p, name, served)
         return
@@ -124,8 +124,8 @@ def finish(p: Params, name: str, served: local_hub.LocalHub | None = None, word:
 
 
 @pytest.fixture
-def own(done, tmp_path) -> Params:
-    """The run in another folder, with other dates."""
+def copied(done, tmp_path) -> Params:
+    """A copy of the run in another folder, with other dates."""
     return moved(done, tmp_path / "own")
 
 
@@ -135,7 +135,7 @@ def moved(p: Params, outputs: Path) -> Params:
 
 
 def status(p: Params) -> dict[str, str]:
-    """Stage -> why it is not done; what is done is left out."""
+    """Stage -> why it is not done, without the stages that are done."""
     return {state.stage.name: state.reason for state in runs.states(p) if not state.done}
 
 
@@ -145,8 +145,8 @@ def written(p: Params, tmp_path: Path) -> str:
     return str(path)
 
 
-def test_every_parameter_is_in_the_table():
-    known = [name for of in STALE.values() for name in of]
+def test_staleness_table_lists_every_parameter():
+    known = [name for keys in STALE.values() for name in keys]
     assert sorted([*known, *ELSEWHERE]) == sorted(changed_params.names())
 
 
@@ -154,16 +154,16 @@ def test_every_parameter_is_in_the_table():
     ("name", "expected"),
     [
         (name, stages)
-        for stages, of in STALE.items()
-        for name in of
+        for stages, keys in STALE.items()
+        for name in keys
         if name not in changed_params.ALONE
     ],
 )
-def test_a_changed_parameter_makes_exactly_the_stages_stale_that_depend_on_it(done, name, expected):
+def test_changed_parameter_makes_only_dependent_stages_stale(done, name, expected):
     now = changed_params.changed(done, name)
     reasons = status(now)
     assert tuple(reasons) == expected
-    was, is_now = (changed_params.value_of(each, name) for each in (done, now))
+    was, is_now = (changed_params.value_of(p, name) for p in (done, now))
     is_now = list(is_now) if isinstance(is_now, tuple) else is_now
     if name.startswith("evaluation.protocol"):
         del reasons[TILES]  # stale by the target that goes with it
@@ -172,32 +172,32 @@ def test_a_changed_parameter_makes_exactly_the_stages_stale_that_depend_on_it(do
         assert is_new or f"{name} changed (was {was!r}, is {is_now!r})" in reason
 
 
-def test_the_reason_is_told_in_the_words_of_where_it_began(done):
+def test_later_stages_repeat_the_original_reason(done):
     reasons = status(changed_params.changed(done, "processing.sample_hz", 5.0))
-    began = "processing.sample_hz changed (was 10.0, is 5.0)"
-    assert reasons[ETL] == f"stale: {began}"
+    cause = "processing.sample_hz changed (was 10.0, is 5.0)"
+    assert reasons[ETL] == f"stale: {cause}"
     for name in FROM_TILES:
-        assert reasons[name] == f"stale because 03_etl is: {began}"
+        assert reasons[name] == f"stale because 03_etl is: {cause}"
 
 
-def test_a_stage_that_made_something_else_makes_all_after_it_stale(own):
-    """Redone with other bytes: no parameter of 05's has changed."""
-    slow = changed_params.changed(own, "processing.sample_hz", 5.0)
-    finish(slow, ETL)
-    reasons = status(slow)
+def test_changed_output_makes_later_stages_stale(copied):
+    """03 is redone with other bytes; no parameter of 05 has changed."""
+    changed = changed_params.changed(copied, "processing.sample_hz", 5.0)
+    finish(changed, ETL)
+    reasons = status(changed)
     assert tuple(reasons) == FROM_TILES
-    again = changed_params.changed(own, "processing.sample_hz", 10.0)
-    finish(again, ETL)
-    assert status(again) == {}, "back at the same bytes"
-    finish(own, TRAIN, word="another adapter")
+    restored = changed_params.changed(copied, "processing.sample_hz", 10.0)
+    finish(restored, ETL)
+    assert status(restored) == {}, "back at the same bytes"
+    finish(copied, TRAIN, word="another adapter")
     because = "stale: 05_train made something else since"
-    assert status(own) == {EVALUATE: because, LIVE: because}
+    assert status(copied) == {EVALUATE: because, LIVE: because}
 
 
-def test_06_depends_on_the_cache_too(own):
-    inputs = runs.read_result(own, EVALUATE)["inputs"]
-    assert inputs[ETL] == runs.read_result(own, ETL)["digest"]
-    assert inputs[TRAIN] == runs.read_result(own, TRAIN)["digest"]
+def test_06_records_the_digests_of_cache_and_adapter(copied):
+    inputs = runs.read_result(copied, EVALUATE)["inputs"]
+    assert inputs[ETL] == runs.read_result(copied, ETL)["digest"]
+    assert inputs[TRAIN] == runs.read_result(copied, TRAIN)["digest"]
 
 
 FILES = {
@@ -216,78 +216,78 @@ FILES = {
 
 
 @pytest.mark.parametrize(("name", "expected"), FILES.items(), ids=FILES)
-def test_a_file_that_is_gone_or_not_what_was_written_is_noticed(own, name, expected):
-    path = own.run_dir / name
-    assert status(own) == {}
+def test_missing_or_changed_file_makes_stages_stale(copied, name, expected):
+    path = copied.run_dir / name
+    assert status(copied) == {}
     content = path.read_bytes()
 
-    def said() -> str:
-        reasons = status(own)
+    def first_reason() -> str:
+        reasons = status(copied)
         assert tuple(reasons) == expected
         assert all(name in reason for reason in reasons.values())
         return reasons[expected[0]]
 
     path.unlink()
-    assert f"{name} is missing" in said()
+    assert f"{name} is missing" in first_reason()
     path.write_bytes(content[:-1])
-    assert "has another size" in said()
+    assert "has another size" in first_reason()
     middle = len(content) // 2
     path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    assert "its sha256 is another" in said()
+    assert "its sha256 is another" in first_reason()
     path.write_bytes(content)
     os.utime(path, (1, 1))
-    assert status(own) == {}, "another date is no other file"
+    assert status(copied) == {}, "another date is no other file"
 
 
 @pytest.mark.parametrize("name", ["frames.npy", "track.npy", "header.json"])
-def test_03_run_again_mends_the_shard_that_is_damaged_and_keeps_the_others(own, name):
-    before, spoiled = evicting_run.content(own), own.cache_dir / "shard_0001" / name
-    others = {path: path.stat().st_mtime_ns for path in own.cache_dir.glob("shard_000[023]/*")}
-    content = spoiled.read_bytes()
-    spoiled.write_bytes(
+def test_rerunning_03_rebuilds_only_the_damaged_shard(copied, name):
+    before, damaged = evicting_run.content(copied), copied.cache_dir / "shard_0001" / name
+    others = {path: path.stat().st_mtime_ns for path in copied.cache_dir.glob("shard_000[023]/*")}
+    content = damaged.read_bytes()
+    damaged.write_bytes(
         content.replace(b"egomotion", b"egomotioN")
         if content[:1] == b"{"
         else content[:-1] + bytes([content[-1] ^ 1])
     )
-    assert ETL in status(own)
-    finish(own, ETL)
-    assert evicting_run.content(own) == before
+    assert ETL in status(copied)
+    finish(copied, ETL)
+    assert evicting_run.content(copied) == before
     assert {path: path.stat().st_mtime_ns for path in others} == others
-    assert status(own) == {}
+    assert status(copied) == {}
 
 
-def test_a_shard_that_was_damaged_while_nothing_vouched_for_it_is_not_taken(own):
-    """The proof is gone, as after a kill: the header alone says what the arrays should be."""
-    (own.run_dir / ETL / runs.RESULT).unlink()
-    path = own.cache_dir / "shard_0001" / "frames.npy"
+def test_damaged_shard_is_rejected_without_a_result_file(copied):
+    """Without result.json, as after a kill, only the shard's header holds the hashes."""
+    (copied.run_dir / ETL / runs.RESULT).unlink()
+    path = copied.cache_dir / "shard_0001" / "frames.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(AvomniError, match="its sha256 is another") as caught:
-        finish(own, ETL)
+        finish(copied, ETL)
     assert str(path) in str(caught.value) and "run 03_etl again" in str(caught.value)
-    assert runs.read_result(own, ETL) is None
+    assert runs.read_result(copied, ETL) is None
     shutil.rmtree(path.parent)
-    finish(own, ETL)
+    finish(copied, ETL)
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "{}", "[]", "null", '"done"', "7", '{"digest": "x"}', "\udcff\udcfe"]
 )
-def test_a_proof_that_cannot_be_read_proves_nothing(own, text):
-    (own.run_dir / ETL / runs.RESULT).write_text(text, errors="surrogateescape")
-    reasons = status(own)
+def test_unreadable_result_file_makes_the_stage_stale(copied, text):
+    (copied.run_dir / ETL / runs.RESULT).write_text(text, errors="surrogateescape")
+    reasons = status(copied)
     assert reasons[ETL] == "stale: its result.json is damaged"
     assert reasons[TRAIN] == "stale: 03_etl has to run first"
     assert "03_etl" in reasons[EVALUATE]
 
 
-def test_a_proof_of_another_version_is_said_to_be_so(own):
-    path = own.run_dir / ETL / runs.RESULT
+def test_result_file_of_another_version_is_reported(copied):
+    path = copied.run_dir / ETL / runs.RESULT
     result = json.loads(path.read_text()) | {"outputs": {"/elsewhere/frames.npy": 12}}
     del result["format"]
     path.write_text(json.dumps(result))
-    assert "another version of this program ran it" in status(own)[TRAIN]
+    assert "another version of this program ran it" in status(copied)[TRAIN]
 
 
 def by_zip(run: Path, target: Path) -> None:
@@ -303,57 +303,59 @@ def by_archive(run: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("move", [by_zip, by_copy, by_archive])
-def test_a_run_that_was_moved_to_another_machine_is_not_stale(own, tmp_path, move):
+def test_moved_run_is_not_stale(copied, tmp_path, move):
     target = tmp_path / "laptop" / "av-omni" / "outputs"
     target.parent.mkdir(parents=True)
-    move(own.run_dir, target)
-    shutil.rmtree(own.run_dir)
-    there = changed_params.changed(own, "run.outputs_dir", str(target))
-    assert status(there) == {}
-    for checked in there.run_dir.rglob(".checked.json"):
+    move(copied.run_dir, target)
+    shutil.rmtree(copied.run_dir)
+    moved_run = changed_params.changed(copied, "run.outputs_dir", str(target))
+    assert status(moved_run) == {}
+    for checked in moved_run.run_dir.rglob(".checked.json"):
         checked.unlink()
-    assert status(there) == {}
-    # Raw files need not come along, nor lie at the same place.
-    away = changed_params.changed(there, "dataset.local_dir", str(tmp_path / "nothing here"))
-    assert list(status(away)) == [AUDIT]
-    for path in there.run_dir.glob("*/*.json"):
+    assert status(moved_run) == {}
+    # The raw files may be missing or in another folder.
+    without_raw = changed_params.changed(
+        moved_run, "dataset.local_dir", str(tmp_path / "nothing here")
+    )
+    assert list(status(without_raw)) == [AUDIT]
+    for path in moved_run.run_dir.glob("*/*.json"):
         assert str(tmp_path) not in path.read_text(), path
 
 
-def test_a_file_of_known_size_and_date_is_not_read_again_and_verify_reads_it(own, capsys):
-    """What `status` cannot see, so that it is quick over a cache of 100 GB."""
-    assert status(own) == {}, "the first look after the copy, which reads all"
-    path = own.cache_dir / "shard_0001" / "frames.npy"
+def test_status_trusts_size_and_date_but_verify_reads_the_file(copied, capsys):
+    """`status` does not read such files again, to be quick on a cache of 100 GB."""
+    assert status(copied) == {}, "the first look after the copy, which reads all"
+    path = copied.cache_dir / "shard_0001" / "frames.npy"
     date, content = path.stat().st_mtime_ns, path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(path, ns=(date, date))
-    assert status(own) == {}
-    assert main(["verify", str(own.cache_dir)]) == 1
+    assert status(copied) == {}
+    assert main(["verify", str(copied.cache_dir)]) == 1
     assert "shard_0001/frames.npy: has changed" in capsys.readouterr().err
     os.utime(path)
-    assert "its sha256 is another" in status(own)[ETL]
+    assert "its sha256 is another" in status(copied)[ETL]
 
 
 @pytest.mark.parametrize("extra", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_a_stage_on_a_stale_one_is_refused_and_tells_no_old_figure(own, tmp_path, capsys, extra):
-    now = changed_params.changed(own, "processing.sample_hz", 5.0)
+def test_stage_after_a_stale_one_is_refused_without_old_figures(copied, tmp_path, capsys, extra):
+    now = changed_params.changed(copied, "processing.sample_hz", 5.0)
     for only, name in (("05", TRAIN), ("06", EVALUATE)):
         assert main(["run", written(now, tmp_path), "--only", only, *extra]) == 1
-        told = capsys.readouterr()
-        assert f"{name} needs what 03_etl makes, and 03_etl is not done" in told.err
-        assert "processing.sample_hz changed (was 10.0, is 5.0)" in told.err
-        assert "--from 03_etl" in told.err and "the old loss" not in told.out + told.err
-        assert runs.read_result(own, name) is not None, "nothing was begun"
-    other = changed_params.changed(own, "training.learning_rate", 0.5)
+        output = capsys.readouterr()
+        assert f"{name} needs what 03_etl makes, and 03_etl is not done" in output.err
+        assert "processing.sample_hz changed (was 10.0, is 5.0)" in output.err
+        assert "--from 03_etl" in output.err and "the old loss" not in output.out + output.err
+        assert runs.read_result(copied, name) is not None, "nothing was begun"
+    other = changed_params.changed(copied, "training.learning_rate", 0.5)
     assert main(["run", written(other, tmp_path), "--only", "06", *extra]) == 1
     assert "05_train is not done: stale: training.learning_rate" in capsys.readouterr().err
-    assert main(["run", written(own, tmp_path), "--only", "05", *extra]) == 0
-    told = capsys.readouterr()
-    assert "skip" in told.out and "the old loss" in told.out
+    assert main(["run", written(copied, tmp_path), "--only", "05", *extra]) == 0
+    output = capsys.readouterr()
+    assert "skip" in output.out and "the old loss" in output.out
 
 
-def test_what_would_run_follows_the_chain(own, tmp_path, capsys):
-    now = changed_params.changed(own, "processing.fit", "crop")
+def test_dry_run_lists_every_dependent_stage(copied, tmp_path, capsys):
+    now = changed_params.changed(copied, "processing.fit", "crop")
     assert main(["run", written(now, tmp_path), "--dry-run", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["stages"]
     assert [row["stage"] for row in rows if row["action"] == "would run"] == list(FROM_ETL)

@@ -1,4 +1,4 @@
-"""Two copies of the project and one environment: whatever a command starts imports its own copy."""
+"""Two copies of the project in one environment: all processes import the command's own copy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from avomni_lib import files
 from tests import folder_run
 from tests.published_set import write_published_set
 
-# What a stage must never import. It leaves its mark even where the error is caught.
+# A stage must never import this. It leaves a file even if the error is caught.
 OTHER = """
 from pathlib import Path
 Path(__file__).with_name("imported").touch()
 raise ImportError("this is the other copy")
 """
-# As setuptools installs a project that is edited in place: a finder that Python asks last.
+# An editable install by setuptools: a finder that Python asks last.
 FINDER = """
 import importlib.machinery, importlib.util, sys
 
@@ -47,7 +47,7 @@ BY_SCRIPT = [
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The copy that is worked in; papermill would fill braces with parameters."""
+    """The working copy, with braces in its path, which papermill would take for parameters."""
     folder = tmp_path_factory.mktemp("worked in") / "{AV-Omni}"
     for name in ("avomni_lib", "avomni_world", "notebooks", "params"):
         no_pyc = shutil.ignore_patterns("__pycache__")
@@ -57,7 +57,7 @@ def copy(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def other(tmp_path) -> Path:
-    """The package's folder of the copy that is installed."""
+    """The package folder of the installed copy."""
     folder = tmp_path / "installed" / "avomni_lib"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(OTHER)
@@ -65,7 +65,7 @@ def other(tmp_path) -> Path:
 
 
 def installed(other: Path, how: str) -> dict[str, str]:
-    """The environment that has the other copy: on its path, or by a finder."""
+    """Environment variables that install the other copy: on PYTHONPATH or by a finder."""
     if how == "path":
         return os.environ | {"PYTHONPATH": str(other.parent)}
     finder = other.parent.parent / "finder"
@@ -91,16 +91,16 @@ def python(folder: Path, environment: dict[str, str], *arguments: str | Path):
 
 
 def in_notebook(copy: Path, code: str) -> str:
-    """A script that does what a cell does, in the folder and with the path of a kernel."""
+    """A script that runs code as a notebook cell would, with the import path of a kernel."""
     lines = code.replace("\n", "\n    ")
     start = f"import sys; sys.path.insert(0, {str(copy)!r})"
     return f'if __name__ == "__main__":\n    {start}\n    {lines}\n'
 
 
 def assert_only_ours(other: Path) -> None:
-    """Nothing has imported the other copy, and nothing was written into it."""
-    left = [path.name for path in other.parent.rglob("*") if "__pycache__" not in path.parts]
-    assert sorted(left) == ["__init__.py", "avomni_lib"]
+    """Checks that nothing has imported the other copy or written into it."""
+    names = [path.name for path in other.parent.rglob("*") if "__pycache__" not in path.parts]
+    assert sorted(names) == ["__init__.py", "avomni_lib"]
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def assert_only_ours(other: Path) -> None:
     [("finder", BY_MODULE), ("path", BY_SCRIPT)],
     ids=["finder", "path, by a script elsewhere"],
 )
-def test_a_stage_is_that_of_the_command(copy, other, tmp_path, how, start):
-    """01 with a world of its own: kernel and renderers, and outputs where a relative path says."""
+def test_stage_imports_the_commands_copy(copy, other, tmp_path, how, start):
+    """01 on a rendered world: kernel, renderers and relative output paths belong to the copy."""
     world = {"num_chunks": 1, "clips_per_chunk": 2, "clip_seconds": 1.0, "width": 64, "height": 36}
     values = {
         "run": {"name": f"{tmp_path.name}"},
@@ -122,16 +122,16 @@ def test_a_stage_is_that_of_the_command(copy, other, tmp_path, how, start):
     shutil.rmtree(copy / "outputs" / "world", ignore_errors=True)
     done = python(folder, installed(other, how), *command)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert Path(told["run"]) == copy / "outputs" / tmp_path.name
-    assert told["stages"][0]["figures"]["num_clips"] == 2
+    output = json.loads(done.stdout)
+    assert Path(output["run"]) == copy / "outputs" / tmp_path.name
+    assert output["stages"][0]["figures"]["num_clips"] == 2
     assert (copy / "outputs" / tmp_path.name / "01_audit" / "result.json").exists()
     assert list((copy / "outputs" / "world").iterdir())
     assert_only_ours(other)
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_workers_of_the_etl_are_too(copy, other, tmp_path, engine):
+def test_etl_workers_import_the_commands_copy(copy, other, tmp_path, engine):
     published = write_published_set(tmp_path / "set", 1, 2, 1.0)
     values = folder_run.values(tmp_path / "outputs", published, engine=engine, num_workers=2)
     code = (
@@ -150,8 +150,8 @@ def test_workers_of_the_etl_are_too(copy, other, tmp_path, engine):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_process_that_trains_is_too(copy, other, tmp_path, processes):
-    """It asks for the cache, which the other copy cannot."""
+def test_training_process_imports_the_commands_copy(copy, other, tmp_path, processes):
+    """Its error is the missing cache, not the failing import of the other copy."""
     published = write_published_set(tmp_path / "set", 1, 2, 1.0)
     values = folder_run.values(tmp_path / "outputs", published)
     values["training"] = {"num_processes": processes, "gradient_accumulation_steps": 2}
@@ -160,7 +160,7 @@ def test_the_process_that_trains_is_too(copy, other, tmp_path, processes):
         "p = params.Params.from_files([sys.argv[1]])\n"
         "process, _ = job.start_or_attach(p)\nprocess.wait()\njob.follow(p, process)"
     )
-    # Python may be told not to import from the folder that it is started in.
+    # PYTHONSAFEPATH: Python does not import from the folder that it is started in.
     environment = installed(other, "path") | {"PYTHONSAFEPATH": "1"}
     command = ["-c", in_notebook(copy, code), write_params(tmp_path, values)]
     done = python(copy / "notebooks", environment, *command)
@@ -169,8 +169,8 @@ def test_the_process_that_trains_is_too(copy, other, tmp_path, processes):
     assert_only_ours(other)
 
 
-def test_a_notebook_of_another_copy_is_refused(copy, tmp_path):
-    """Opened in a Jupyter whose environment has the other copy: no command is there to choose."""
+def test_notebook_of_another_copy_is_refused(copy, tmp_path):
+    """As opened in a Jupyter whose environment has another copy installed."""
     code = (
         "from avomni_lib import params\nfrom avomni_lib.notebook.run import runs\n"
         "runs.start(params.Params.from_files([sys.argv[1]]), '01_audit')"
@@ -184,8 +184,8 @@ def test_a_notebook_of_another_copy_is_refused(copy, tmp_path):
         assert python(folder, dict(os.environ), *command).returncode == 0
 
 
-def test_a_command_says_which_of_two_copies_it_is(copy, tmp_path):
-    """`avomni`, as it is installed, in the folder of another copy."""
+def test_command_notes_that_the_working_folder_is_another_copy(copy, tmp_path):
+    """The installed `avomni`, started in the folder of another copy."""
     values = {"run": {"name": "x", "outputs_dir": str(tmp_path / "outputs")}}
     start = [part.format(copy=str(copy)) for part in BY_SCRIPT]
     command = [*start, "status", write_params(tmp_path, values), "--json"]

@@ -1,4 +1,4 @@
-"""The tile preview, by its traits: what is set on the left is what is drawn on the right."""
+"""The tile preview, driven by its traits: the picture follows the controls."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def pixels(view):
 
 
 def shown(view):
-    """The grid (H, W, 3) that the widget's PNG shows, behind the cameras' names."""
+    """The grid (H, W, 3) in the PNG of the widget, without the camera labels."""
     assert np.array_equal(pixels(view), view.sheet())
     return view.grid_frame()
 
@@ -50,8 +50,8 @@ def tile_at(image, grid, row, col):
     return image[row * height : (row + 1) * height, col * width : (col + 1) * width]
 
 
-def named(view, row, col):
-    """(clip number, place in cameras.CAMERAS, frame) of a tile that is shown."""
+def decoded(view, row, col):
+    """(clip number, index in cameras.CAMERAS, frame) of a displayed tile."""
     return read_frame(tile_at(shown(view), view.choice.grid, row, col))
 
 
@@ -61,7 +61,7 @@ def windows_of(p, clip_number, length=cached_run.LENGTH):
     return windows, of_clip
 
 
-def test_the_picture_is_the_caches_array_pixel_for_pixel(p, view):
+def test_preview_shows_the_cached_frame_pixel_for_pixel(p, view):
     windows, of_clip = windows_of(p, 1)
     assert np.array_equal(shown(view), windows.frames(of_clip[2])[1])
     view.frame.value = 3
@@ -69,12 +69,12 @@ def test_the_picture_is_the_caches_array_pixel_for_pixel(p, view):
     view.window.value = 4
     assert np.array_equal(shown(view), windows.frames(of_clip[4])[3])
     view.clip.value = clip_id_of(2)
-    assert named(view, 0, 0)[0] == 2
+    assert decoded(view, 0, 0)[0] == 2
     assert "read from the cache" in view.note.value
     assert "do not share" in view.note.value, "clips of a folder are not ours"
 
 
-def test_values_out_of_range_are_clamped_and_buttons_step_over_the_windows_end(p, view):
+def test_values_are_clamped_and_buttons_step_into_the_next_window(p, view):
     with pytest.raises(AvomniError, match="there is no clip nowhere"):
         widgets.TilePreview(p, clip_id="nowhere")
     view.frame.value = 99
@@ -94,27 +94,27 @@ def test_values_out_of_range_are_clamped_and_buttons_step_over_the_windows_end(p
     assert np.array_equal(shown(view), windows.frames(of_clip[-1])[view.frame.value])
 
 
-def test_clips_are_found_by_id_split_and_country(view):
-    every = [name for _, name in view.clip.options]
-    assert len(every) == 2 * cached_run.CLIPS_PER_CHUNK
+def test_search_finds_clips_by_id_split_and_country(view):
+    clip_ids = [name for _, name in view.clip.options]
+    assert len(clip_ids) == 2 * cached_run.CLIPS_PER_CHUNK
     label = next(label for label, name in view.clip.options if name == clip_id_of(3))
     mean = Drive(3).travelled(2.0) / 2
     assert label.split()[:3] == [clip_id_of(3)[:8], "train", "Germany"]
     assert float(label.split()[3].strip(",")) == pytest.approx(mean, abs=0.3)
     before = pixels(view)
     view.place.search.value = "germany TEST"
-    found = [name for _, name in view.clip.options]
-    assert found == [clip_id_of(1), clip_id_of(5)], "clip 5, and the one that is shown"
+    matches = [name for _, name in view.clip.options]
+    assert matches == [clip_id_of(1), clip_id_of(5)], "clip 5, and the one that is shown"
     assert view.clip.value == clip_id_of(1) and np.array_equal(pixels(view), before)
     view.clip.value = clip_id_of(5)
-    assert named(view, 0, 0)[0] == 5
+    assert decoded(view, 0, 0)[0] == 5
     view.place.search.value = clip_id_of(7)[9:20]
     assert [name for _, name in view.clip.options] == [clip_id_of(5), clip_id_of(7)]
     view.place.search.value = ""
-    assert [name for _, name in view.clip.options] == every
+    assert [name for _, name in view.clip.options] == clip_ids
 
 
-def test_of_very_many_clips_those_around_the_chosen_one_are_listed(p):
+def test_long_clip_list_is_cut_around_the_chosen_clip(p):
     num = 3 * widgets.MOST_SHOWN
     many = [Listed(f"{n:08d}", "val", None, None, None) for n in range(num)]
     controls = widgets.PlaceControls(many, many[900].clip_id)
@@ -125,8 +125,8 @@ def test_of_very_many_clips_those_around_the_chosen_one_are_listed(p):
     assert [name for _, name in controls.clip.options] == ["00000007", "00000900"]
 
 
-def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
-    before = named(view, 0, 0)
+def test_seven_cameras_are_read_from_the_raw_clip(view):
+    before = decoded(view, 0, 0)
     view.setup.value = "7-cam"
     grid, image = cameras.grid("7-cam"), shown(view)
     frames = {}
@@ -141,47 +141,49 @@ def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
     assert "read from the raw clip" in view.note.value
 
 
-def test_an_own_list_is_laid_out_in_its_order_and_can_be_written_down(view):
+def test_custom_camera_list_is_laid_out_in_its_order(view):
     view.setup.value = widgets.OWN_LIST
     view.controls.cameras.value = ["rear tele", "cross left", "front wide"]
-    labels = [cameras.CAMERAS[named(view, *place)[1]].label for place in ((0, 0), (0, 1), (1, 0))]
+    labels = [cameras.CAMERAS[decoded(view, *place)[1]].label for place in ((0, 0), (0, 1), (1, 0))]
     assert labels == view.controls.cameras.value
     assert not tile_at(shown(view), view.choice.grid, 1, 1).any()
     assert not view.write.disabled and "+  cameras: [[camera_rear" in view.difference.value
     view.controls.add.value = "rear left"
     assert view.controls.cameras.value[-1] == "rear left" and not view.controls.add.value
     assert "rear left" not in dict(view.controls.add.options)
-    assert cameras.CAMERAS[named(view, 1, 1)[1]] == cameras.REAR_LEFT
+    assert cameras.CAMERAS[decoded(view, 1, 1)[1]] == cameras.REAR_LEFT
     view.controls.cameras.value = []
     assert view.controls.cameras.value == ["front wide"], "one camera at least"
     assert shown(view).shape == (cached_run.TILE_HEIGHT, cached_run.TILE_WIDTH, 3)
 
 
-def test_another_tile_size_or_fit_changes_picture_and_cost(view):
-    own = view.cost().figures
+def test_tile_size_and_fit_change_picture_and_cost(view):
+    before = view.cost().figures
     view.controls.width.value, view.controls.height.value = 96, 64
     assert shown(view).shape == (128, 192, 3)
-    number, camera_idx, _ = named(view, 1, 1)
+    number, camera_idx, _ = decoded(view, 1, 1)
     assert (number, cameras.CAMERAS[camera_idx]) == (1, cameras.REAR_RIGHT)
     # 4 frames are 2 temporal patches; a vision token is 32 × 32 px.
-    told = view.cost().figures
-    assert (own["vision_tokens"], told["vision_tokens"]) == (12, 48)
-    assert told["sample_mb"] == pytest.approx(4 * own["sample_mb"]) == 4 * 128 * 192 * 3 / 1e6
+    after = view.cost().figures
+    assert (before["vision_tokens"], after["vision_tokens"]) == (12, 48)
+    assert after["sample_mb"] == pytest.approx(4 * before["sample_mb"]) == 4 * 128 * 192 * 3 / 1e6
     assert ">48<" in view.cost_table.value and "0.3 MB" in view.cost_table.value
     # Fits differ, and letterbox leaves black bars.
     view.controls.height.value = 32
-    seen = {}
+    tile_by_fit = {}
     for fit in ("letterbox", "crop", "stretch"):
         view.controls.fit.value = fit
-        seen[fit] = tile_at(shown(view), view.choice.grid, 0, 0)
-    black = ~seen["letterbox"].any(axis=(0, 2))
+        tile_by_fit[fit] = tile_at(shown(view), view.choice.grid, 0, 0)
+    black = ~tile_by_fit["letterbox"].any(axis=(0, 2))
     # 64×48 px in a tile of 96×32: 43 columns, between bars of 26 and 27.
     assert black[:26].all() and black[-26:].all() and not black[30:-30].any()
-    assert seen["crop"].any(axis=(0, 2)).all() and not np.array_equal(seen["crop"], seen["stretch"])
+    assert tile_by_fit["crop"].any(axis=(0, 2)).all() and not np.array_equal(
+        tile_by_fit["crop"], tile_by_fit["stretch"]
+    )
 
 
-def test_rate_and_length_stay_near_the_moment_that_was_shown(p, view):
-    before = named(view, 0, 0)[2]
+def test_changing_rate_or_length_keeps_the_current_time(p, view):
+    before = decoded(view, 0, 0)[2]
     view.controls.length.value = 8
     windows, of_clip = windows_of(p, 1, length=8)
     assert view.frame.max == 7 and view.window.value == 2
@@ -192,7 +194,7 @@ def test_rate_and_length_stay_near_the_moment_that_was_shown(p, view):
     frames = []
     for frame in range(4):
         view.frame.value = frame
-        frames.append(named(view, 0, 0)[2])
+        frames.append(decoded(view, 0, 0)[2])
     assert set(np.diff(frames)) <= {1, 2, 3} and sum(np.diff(frames)) in (5, 6, 7)
     assert abs(frames[1] - before) <= 5
     view.controls.length.value = 400
@@ -201,7 +203,7 @@ def test_rate_and_length_stay_near_the_moment_that_was_shown(p, view):
     assert shown(view).any()
 
 
-def test_squares_of_vision_tokens_are_drawn_on_demand(view):
+def test_vision_token_squares_are_drawn_on_request(view):
     assert "32×32" in view.controls.squares.description
     before = pixels(view)
     view.controls.squares.value = True
@@ -216,7 +218,7 @@ def test_squares_of_vision_tokens_are_drawn_on_demand(view):
     assert np.array_equal(after, view.sheet())
 
 
-def test_a_choice_that_the_model_would_refuse_is_shown_and_says_so(view):
+def test_choice_that_the_model_refuses_is_shown_with_a_warning(view):
     view.setup.value = "7-cam"  # 3 × 48 px are no multiple of 32
     assert shown(view).any()
     assert "would refuse it: a grid of 144×96 px does not divide" in view.cost_table.value
@@ -244,7 +246,7 @@ def test_missing_raw_files_are_named_and_the_cache_is_still_shown(p, tmp_path):
     assert shown(view).any(), "raw chunks may be evicted once the cache is there"
 
 
-def test_with_raw_files_evicted_the_cache_is_shown_and_another_choice_says_why_not(p, tmp_path):
+def test_preview_reads_only_the_cache_after_eviction(p, tmp_path):
     shutil.copytree(p.run_dir, tmp_path / "outputs" / "test")
     shutil.copytree(p.local_dir, tmp_path / "published")
     p = Params.from_values(cached_run.values(tmp_path))
@@ -260,7 +262,7 @@ def test_with_raw_files_evicted_the_cache_is_shown_and_another_choice_says_why_n
     assert shown(view).any()
 
 
-def test_before_there_is_a_cache_the_raw_clips_show_what_it_will_hold(p, tmp_path):
+def test_preview_before_the_etl_matches_the_later_cache(p, tmp_path):
     bare = Params.from_values(
         cached_run.values(tmp_path) | {"dataset": p.dataset.model_dump(mode="json")}
     )
@@ -277,7 +279,7 @@ def test_before_there_is_a_cache_the_raw_clips_show_what_it_will_hold(p, tmp_pat
     assert view.figure().png() == cached.figure().png()
 
 
-def test_path_and_speed_follow_the_drive(p, view):
+def test_path_and_speed_match_the_simulated_drive(p, view):
     truth, drive = Drive(1), view.drive()
     windows, of_clip = windows_of(p, 1)
     times_s = drive.times_s + windows.times_us(of_clip[0])[0] / 1e6
@@ -285,25 +287,25 @@ def test_path_and_speed_follow_the_drive(p, view):
     assert np.allclose(drive.xy_m, truth.position(times_s)[:, :2], atol=0.01)
     yaw = truth.curvature * truth.travelled(times_s)
     assert np.allclose(np.unwrap(drive.yaw_rad), yaw, atol=0.01)
-    of_window = times_s[drive.start : drive.stop]
-    assert of_window == pytest.approx(windows.times_us(of_clip[2]) / 1e6)
+    window_times_s = times_s[drive.start : drive.stop]
+    assert window_times_s == pytest.approx(windows.times_us(of_clip[2]) / 1e6)
     assert drive.now == drive.start + 1
     motion = view.motion.value
     view.frame.value = 2
     assert view.drive().now == drive.now + 1 and view.motion.value != motion
 
 
-def test_the_answer_is_the_targets_own_words(p, view):
+def test_answer_shows_the_target_text(p, view):
     windows, of_clip = windows_of(p, 1)
     truth = windows.truth(of_clip[2])
     assert f"Avg Velocity: {truth.speed_mps:.2f}m/s." in view.answer.value
     assert "&lt;think&gt;" in view.answer.value
     far = p.model_copy(update={"training": p.training.model_copy(update={"target": "future_v1"})})
-    # The cache keeps one second of ego motion past the last frame.
+    # The cache holds one second of egomotion after the last frame.
     assert "05_train leaves this window out" in widgets.TilePreview(far).answer.value
 
 
-def test_the_static_figure_shows_the_current_choice(view):
+def test_static_figure_shows_the_current_choice(view):
     picture = view.figure()
     title = finding(picture)
     assert title.startswith("4-cam, tiles of 48×32, 10 Hz: 12 vision tokens a window")
@@ -313,7 +315,7 @@ def test_the_static_figure_shows_the_current_choice(view):
     assert title.startswith("7-cam, tiles of 96×64, 10 Hz: 108 vision tokens")
 
 
-def test_what_is_written_is_what_was_shown_and_runs_as_the_choice(p, view, tmp_path):
+def test_written_params_file_reproduces_the_choice(p, view, tmp_path):
     base, path = tmp_path / "base.yaml", tmp_path / "tiles.yaml"
     base.write_text(json.dumps(p.values()))
     view.path.value = str(path)
@@ -323,9 +325,9 @@ def test_what_is_written_is_what_was_shown_and_runs_as_the_choice(p, view, tmp_p
     assert "+  cameras: 7-cam" in view.difference.value
     view.write.click()
     assert "Written" in view.written.value and view.write.disabled
-    laid = Params.from_files([base, path])
-    assert laid == view.choice.laid_over(p)
-    assert laid.vision.cameras == "7-cam" and laid.processing.sample_hz == 5.0
+    loaded = Params.from_files([base, path])
+    assert loaded == view.choice.laid_over(p)
+    assert loaded.vision.cameras == "7-cam" and loaded.processing.sample_hz == 5.0
     view.controls.rate.value = p.processing.sample_hz
     assert "-  sample_hz: 5.0" in view.difference.value
     view.write.click()
@@ -335,7 +337,7 @@ def test_what_is_written_is_what_was_shown_and_runs_as_the_choice(p, view, tmp_p
     assert "cannot be" in view.written.value + view.difference.value
 
 
-def test_a_wide_grid_has_its_motion_below():
+def test_motion_is_drawn_below_a_wide_grid():
     times = np.arange(40) / 10
     drive = tiles.WindowMotion(
         times, np.ones((40, 2)) * times[:, None], times * 0, times + 1, 3, 9, 5

@@ -1,4 +1,4 @@
-"""The page of a live session, and 07 as it was executed, in a browser."""
+"""The page of a live session, and the page of the executed 07, in a browser."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from tests.notebooks.small_run import avomni
 SHOWN = "() => { const image = document.images[0]; return [image.naturalWidth, image.width] }"
 
 
-def said_by(page: Page) -> list[str]:
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    return said
+def console_messages(page: Page) -> list[str]:
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    return messages
 
 
-def test_the_page_shows_pictures_answers_and_numbers_and_says_when_it_is_over(
-    page: Page, tmp_path: Path
-):
-    said = said_by(page)
+def test_live_page_shows_frames_answers_figures_and_the_end(page: Page, tmp_path: Path):
+    messages = console_messages(page)
     state = LiveState(grid=np.full((64, 96, 3), 90, np.uint8), tick=3)
     with LivePage() as live:
         live.show(state)
@@ -51,7 +49,7 @@ def test_the_page_shows_pictures_answers_and_numbers_and_says_when_it_is_over(
         assert box["y"] < 300, "the answer stands beside the picture, not below the fold"
         page.set_viewport_size({"width": 390, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert said == [], "nothing is missing while it lasts"
+        assert messages == [], "nothing is missing while it lasts"
     page.get_by_text("(the session has ended)").wait_for()
 
 
@@ -61,17 +59,15 @@ def watched(params: Path, tmp_path_factory: pytest.TempPathFactory) -> Params:
     folder = tmp_path_factory.mktemp("watched")
     p = Params.from_files([params])
     shutil.copytree(p.run_dir, folder / p.run.name, copy_function=shutil.copyfile)
-    own = f"run.outputs_dir={folder}"
-    ran = avomni("run", str(params), "--set", own, "--only", "05", "07")
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return Params.from_files([params], [own])
+    override = f"run.outputs_dir={folder}"
+    done = avomni("run", str(params), "--set", override, "--only", "05", "07")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Params.from_files([params], [override])
 
 
-def test_the_executed_07_shows_the_session_and_the_strip(
-    page: Page, watched: Params, tmp_path: Path
-):
+def test_executed_07_shows_the_recorded_session(page: Page, watched: Params, tmp_path: Path):
     page.context.set_offline(True)
-    said = said_by(page)
+    messages = console_messages(page)
     page.goto((web.write(watched).parent / "07_live.html").as_uri())
     page.screenshot(path=tmp_path / "07.png", full_page=True)
     pictures = page.evaluate(LOADED)
@@ -83,4 +79,4 @@ def test_the_executed_07_shows_the_session_and_the_strip(
         assert words in text, words
     for words in (".dataframe", "Traceback", "<Picture", "Warning"):
         assert words not in text
-    assert said == []
+    assert messages == []

@@ -1,4 +1,4 @@
-"""The pages of a run without a network: every picture is there, nothing is asked for, no widget."""
+"""The pages of a run in a browser without a network: pictures load, nothing is requested."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LOADED = """() => [...document.images].map(
 
 @pytest.fixture(scope="module")
 def report(params: Path) -> Path:
-    """The folder of the pages of a run that has come as far as 04, the notebook with widgets."""
-    ran = avomni("run", str(params), "--only", "04")
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    """The folder with the pages of a run up to 04, the notebook with widgets."""
+    done = avomni("run", str(params), "--only", "04")
+    assert done.returncode == 0, done.stderr[-3000:]
     return web.write(Params.from_files([params])).parent
 
 
 @pytest.fixture
-def asked(page: Page) -> list[str]:
-    """Every address that the page asks for, with the network cut."""
+def requested(page: Page) -> list[str]:
+    """Every address that the page requests, with the network cut."""
     addresses: list[str] = []
     page.context.set_offline(True)
     page.on("request", lambda request: addresses.append(request.url))
@@ -36,30 +36,28 @@ def asked(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*STAGES, "index"])
-def test_a_page_is_whole_without_a_network(
-    page: Page, report: Path, asked: list[str], tmp_path: Path, name: str
+def test_page_loads_completely_without_a_network(
+    page: Page, report: Path, requested: list[str], tmp_path: Path, name: str
 ):
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto((report / f"{name}.html").as_uri())
     page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
     pictures = page.evaluate(LOADED)
     assert name == "index" or pictures
     for complete, natural, shown in pictures:
         assert complete and natural > 0 and 0 < shown <= natural + 1
-    assert said == []
-    own = (report / f"{name}.html").as_uri()
-    assert all(address == own or address.startswith("data:image/png") for address in asked)
+    assert messages == []
+    page_url = (report / f"{name}.html").as_uri()
+    assert all(address == page_url or address.startswith("data:image/png") for address in requested)
     text = page.inner_text("body")
     for words in ("VBox(", "HBox(", "IntSlider(", "Traceback", "<Picture"):
         assert words not in text
     assert page.evaluate("document.scripts.length") == 0
 
 
-def test_from_the_index_one_comes_to_every_page_and_back(
-    page: Page, report: Path, asked: list[str]
-):
+def test_index_links_to_every_page_and_back(page: Page, report: Path, requested: list[str]):
     page.goto((report / web.INDEX).as_uri())
     for name in STAGES:
         page.get_by_role("link", name=name).first.click()
@@ -71,8 +69,8 @@ def test_from_the_index_one_comes_to_every_page_and_back(
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_on_a_phone_only_pictures_and_tables_are_wider_than_the_screen(
-    page: Page, report: Path, asked: list[str], name: str
+def test_page_does_not_scroll_sideways_on_a_phone(
+    page: Page, report: Path, requested: list[str], name: str
 ):
     page.set_viewport_size(PHONE)
     page.goto((report / f"{name}.html").as_uri())
@@ -81,15 +79,15 @@ def test_on_a_phone_only_pictures_and_tables_are_wider_than_the_screen(
     assert min(widths) > 300, "a picture that is shrunk to the screen cannot be read"
 
 
-def test_in_the_dark_letters_are_lighter_than_the_page(page: Page, report: Path, asked: list[str]):
+def test_dark_mode_shows_light_text_on_a_dark_page(page: Page, report: Path, requested: list[str]):
     colours = """() => [getComputedStyle(document.body).color,
         getComputedStyle(document.body).backgroundColor]"""
 
     def brightness(colour: str) -> int:
         return sum(int(part) for part in colour[4:-1].split(",")[:3])
 
-    for scheme, letters_are_lighter in (("dark", True), ("light", False)):
+    for scheme, text_is_lighter in (("dark", True), ("light", False)):
         page.emulate_media(color_scheme=scheme)
         page.goto((report / "03_etl.html").as_uri())
-        ink, ground = map(brightness, page.evaluate(colours))
-        assert (ink > ground) == letters_are_lighter
+        text, background = map(brightness, page.evaluate(colours))
+        assert (text > background) == text_is_lighter

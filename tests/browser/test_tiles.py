@@ -1,4 +1,4 @@
-"""04_tiles in JupyterLab: keys and buttons change the picture, and it is the kernel's array."""
+"""04_tiles in JupyterLab: after keys and buttons, the page shows the array of the kernel."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ def opened(page: Page, notebook: Path) -> Iterator[Locator]:
 
 @pytest.fixture
 def view(params: Path) -> widgets.TilePreview:
-    """The same preview in this process: what the kernel must have."""
+    """The same preview in this process, to compare with the kernel's."""
     return widgets.TilePreview(Params.from_files([params]))
 
 
 def await_picture(page: Page, wanted: np.ndarray) -> None:
     """Wait until the page shows exactly these pixels."""
-    seen = None
+    shown = None
     for _ in range(160):
-        seen = lab.picture(page.locator(GRID))
-        if np.array_equal(seen, wanted):
+        shown = lab.picture(page.locator(GRID))
+        if np.array_equal(shown, wanted):
             return
         page.wait_for_timeout(250)
-    raise AssertionError(f"the page shows another picture, of {seen.shape}, not {wanted.shape}")
+    raise AssertionError(f"the page shows another picture, of {shown.shape}, not {wanted.shape}")
 
 
-def keep(page: Page, tmp_path: Path, name: str) -> None:
+def screenshot(page: Page, tmp_path: Path, name: str) -> None:
     page.screenshot(path=tmp_path / f"{name}.png")
 
 
-def test_keys_and_buttons_change_the_grid_to_the_kernels_array(
+def test_keys_and_buttons_update_the_grid(
     page: Page, opened: Locator, view: widgets.TilePreview, tmp_path: Path
 ):
     await_picture(page, view.sheet())
     pictures, motions = [lab.picture(page.locator(GRID))], [lab.picture(page.locator(MOTION))]
-    keep(page, tmp_path, "opened")
+    screenshot(page, tmp_path, "opened")
 
     opened.locator(".noUi-handle").nth(1).focus()
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_keys_and_buttons_change_the_grid_to_the_kernels_array(
     pictures.append(lab.picture(page.locator(GRID)))
     motions.append(lab.picture(page.locator(MOTION)))
 
-    # And by another way than the widget's: the cache's own array, behind the names.
+    # Checked independently of the widget: the array in the cache.
     windows = Windows(Cache.open(view.p.cache_dir), 16, view.p.processing.stride)
     assert np.array_equal(view.grid_frame(), windows.frames(0)[3])
 
@@ -73,7 +73,7 @@ def test_keys_and_buttons_change_the_grid_to_the_kernels_array(
     view.setup.value = "7-cam"
     await_picture(page, view.sheet())
     pictures.append(lab.picture(page.locator(GRID)))
-    keep(page, tmp_path, "seven")
+    screenshot(page, tmp_path, "seven")
 
     opened.get_by_role("button", name="4-cam").click()
     opened.get_by_label("tile width").fill("96")
@@ -82,14 +82,14 @@ def test_keys_and_buttons_change_the_grid_to_the_kernels_array(
     view.setup.value, view.controls.width.value, view.controls.squares.value = "4-cam", 96, True
     await_picture(page, view.sheet())
     pictures.append(lab.picture(page.locator(GRID)))
-    keep(page, tmp_path, "squares")
+    screenshot(page, tmp_path, "squares")
 
     for before, after in zip(pictures, pictures[1:], strict=False):
         assert not np.array_equal(before, after)
     assert not np.array_equal(*motions)
 
 
-def test_the_player_plays_and_a_clip_is_found_by_typing(
+def test_player_plays_and_search_finds_a_clip(
     page: Page, opened: Locator, view: widgets.TilePreview
 ):
     name = view.clip.options[4][1]
@@ -108,7 +108,9 @@ def test_the_player_plays_and_a_clip_is_found_by_typing(
     await_picture(page, view.sheet())
 
 
-def test_a_camera_joins_an_own_list(page: Page, opened: Locator, view: widgets.TilePreview):
+def test_cameras_can_be_added_to_and_removed_from_a_custom_list(
+    page: Page, opened: Locator, view: widgets.TilePreview
+):
     opened.get_by_role("button", name="own list").click()
     view.setup.value = "own list"
     opened.locator("select", has_text="add a camera").select_option("rear tele")
@@ -121,17 +123,17 @@ def test_a_camera_joins_an_own_list(page: Page, opened: Locator, view: widgets.T
     await_picture(page, view.sheet())
 
 
-def test_nothing_reaches_over_the_edge_of_the_page(page: Page, opened: Locator, tmp_path: Path):
+def test_preview_does_not_overflow_the_page(page: Page, opened: Locator, tmp_path: Path):
     for setup in ("4-cam", "7-cam", "own list"):
         opened.get_by_role("button", name=setup).click()
         page.wait_for_timeout(1500)
-        keep(page, tmp_path, setup)
-        inside = opened.bounding_box()
-        assert inside["x"] + inside["width"] <= WIDTH
-        over = opened.evaluate(
+        screenshot(page, tmp_path, setup)
+        box = opened.bounding_box()
+        assert box["x"] + box["width"] <= WIDTH
+        overflowing = opened.evaluate(
             """(box) => [...box.querySelectorAll("*")].filter((each) => {
                 const {right, width} = each.getBoundingClientRect();
                 return width && right > box.getBoundingClientRect().right + 1;
             }).map((each) => each.className)"""
         )
-        assert over == [], f"{setup}: {over}"
+        assert overflowing == [], f"{setup}: {overflowing}"

@@ -1,4 +1,4 @@
-"""The same preview as a page of its own: `voila notebooks/04_tiles.ipynb`, see docs/running.md."""
+"""The tile preview served by `voila notebooks/04_tiles.ipynb`, see docs/running.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avomni_lib.params import Params
 from tests.browser import lab
 
 
-def test_voila_shows_the_preview_and_its_sliders_work(page: Page, params: Path, notebook: Path):
+def test_voila_shows_a_working_preview(page: Page, params: Path, notebook: Path):
     view = widgets.TilePreview(Params.from_files([params]))
     with lab.voila(notebook) as server:
         page.goto(server.address)

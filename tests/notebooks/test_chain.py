@@ -1,4 +1,4 @@
-"""The chain of notebooks: run, skipped, stale, evicted, killed."""
+"""The chain of notebooks: runs, skipped stages, eviction, copies and kills."""
 
 import contextlib
 import hashlib
@@ -29,10 +29,10 @@ NAMES = [stage.name for stage in runs.STAGES]
 
 @pytest.fixture(scope="module")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A params file whose run is done."""
+    """A params file whose run is finished."""
     path = write_params(tmp_path_factory.mktemp("undisturbed"))
-    ran = avomni("run", str(path))
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = avomni("run", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
     return path
 
 
@@ -50,7 +50,7 @@ def digests(run_dir: Path) -> dict[str, str]:
     }
 
 
-def test_every_stage_leaves_its_proof_and_a_notebook_with_pictures_and_no_traceback(params: Path):
+def test_every_stage_writes_a_result_and_an_error_free_notebook(params: Path):
     p = Params.from_files([params])
     for stage in runs.STAGES:
         result = runs.read_result(p, stage.name)
@@ -71,7 +71,7 @@ def test_every_stage_leaves_its_proof_and_a_notebook_with_pictures_and_no_traceb
 
 
 def shown_by(p: Params, stage: str, start: str) -> str:
-    """What the cell whose last line starts so shows in the executed notebook."""
+    """The text output of the executed cell whose last line begins with `start`."""
     notebook = nbformat.read(runs.executed_path(p, runs.BY_NAME[stage]), as_version=4)
     [text] = [
         output.data.get("text/plain", "")
@@ -103,32 +103,30 @@ def test_executed_notebooks_show_values(params: Path):
     assert shown_by(p, "07_live", "window.shape").endswith("True)"), "the recording replays"
 
 
-def test_run_again_skips_every_stage_with_its_reason_unless_another_chain_works(
+def test_second_run_skips_every_stage_and_refuses_to_run_concurrently(
     params: Path, capsys: pytest.CaptureFixture
 ):
     assert main(["run", str(params)]) == 0
-    told = capsys.readouterr().out
-    assert actions(told) == dict.fromkeys(NAMES, "skipped")
-    assert told.count("nothing that it reads has changed") >= len(NAMES) - 1
+    output = capsys.readouterr().out
+    assert actions(output) == dict.fromkeys(NAMES, "skipped")
+    assert output.count("nothing that it reads has changed") >= len(NAMES) - 1
     with files.hold(Params.from_files([params]).run_dir / pipeline.LOCK, pipeline.BUSY):
         assert main(["run", str(params)]) == 1
     assert pipeline.BUSY in capsys.readouterr().err
 
 
-def test_with_eviction_the_chain_holds_less_on_the_disk_and_makes_the_same(
-    params: Path, tmp_path: Path
-):
-    """Raw files come in 03 and go there; 04 and `status` know it."""
+def test_eviction_uses_less_disk_and_makes_the_same_cache(params: Path, tmp_path: Path):
+    """03 fetches and evicts the raw files; 04 and `status` report it."""
     undisturbed = Params.from_files([params])
     both = runs.read_result(undisturbed, "02_download")["figures"]["bytes"]
     both += runs.read_result(undisturbed, "03_etl")["figures"]["cache_bytes"]
-    own = [f"run.name={tmp_path.name}", f"dataset.local_dir={tmp_path}"]
-    own += ["download.evict_raw=true", f"download.target_size_gb={both / 1e9}"]
-    changes = [word for change in own for word in ("--set", change)]
+    overrides = [f"run.name={tmp_path.name}", f"dataset.local_dir={tmp_path}"]
+    overrides += ["download.evict_raw=true", f"download.target_size_gb={both / 1e9}"]
+    changes = [word for change in overrides for word in ("--set", change)]
     first_four = ["--only", "01", "02", "03", "04"]
-    ran = avomni("run", str(params), *changes, *first_four)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    p = Params.from_files([params], own)
+    done = avomni("run", str(params), *changes, *first_four)
+    assert done.returncode == 0, done.stdout + done.stderr
+    p = Params.from_files([params], overrides)
     assert not list(p.local_dir.rglob("*.zip"))
     figures = runs.read_result(p, "03_etl")["figures"]
     assert (
@@ -138,113 +136,109 @@ def test_with_eviction_the_chain_holds_less_on_the_disk_and_makes_the_same(
     assert [digests(p.run_dir)[name] for name in same] == [
         digests(undisturbed.run_dir)[name] for name in same
     ]
-    told = json.loads(avomni("status", str(params), *changes, "--json").stdout)["stages"]
+    stages = json.loads(avomni("status", str(params), *changes, "--json").stdout)["stages"]
     num = len(read_evicted(p))
-    assert [stage["done"] for stage in told] == [True] * 4 + [False] * 3
-    assert all(f"{num} raw files evicted" in told[n]["reason"] for n in (0, 1, 3))
-    assert "it reads the cache" in told[3]["reason"]
+    assert [stage["done"] for stage in stages] == [True] * 4 + [False] * 3
+    assert all(f"{num} raw files evicted" in stages[n]["reason"] for n in (0, 1, 3))
+    assert "it reads the cache" in stages[3]["reason"]
     executed = nbformat.read(runs.executed_path(p, runs.BY_NAME["04_tiles"]), as_version=4)
     assert "raw files are evicted" in json.dumps(executed.metadata.get("widgets", {}))
 
 
 def named_paths(value: object, root: Path) -> list[str]:
-    """Every text in plain values that names a path of this machine."""
+    """Every string in JSON values that contains a path of this machine."""
     if isinstance(value, dict):
-        return [
-            found for pair in value.items() for each in pair for found in named_paths(each, root)
-        ]
+        return [text for pair in value.items() for item in pair for text in named_paths(item, root)]
     if isinstance(value, list):
-        return [found for each in value for found in named_paths(each, root)]
+        return [text for item in value for text in named_paths(item, root)]
     known = (str(root), str(files.PROJECT_ROOT))
     return [value] if isinstance(value, str) and any(path in value for path in known) else []
 
 
-def test_a_runs_files_name_no_path_of_this_machine(params: Path):
-    """But those that its params file names."""
+def test_run_files_contain_no_local_paths(params: Path):
+    """Except those that its params file names."""
     p = Params.from_files([params])
-    own = {str(p.local_dir), str(files.resolve(p.run.outputs_dir))}
-    looked_at = set()
+    allowed = {str(p.local_dir), str(files.resolve(p.run.outputs_dir))}
+    checked = set()
     for path in p.run_dir.rglob("*"):
         if path.suffix == ".json" and path.name != "tokenizer.json":
-            assert set(named_paths(json.loads(path.read_text()), params.parent)) <= own, path
-            looked_at.add(path.name)
+            assert set(named_paths(json.loads(path.read_text()), params.parent)) <= allowed, path
+            checked.add(path.name)
         elif path.suffix == ".ipynb":
             notebook = nbformat.read(path, as_version=4)
-            told = {**notebook.metadata["papermill"], "parameters": None}
-            assert told["input_path"] == told["output_path"] == path.name
-            assert named_paths(told, params.parent) == []
-    assert looked_at > {"result.json", "record.json", "adapter_config.json", "chosen.json"}
-    assert looked_at > {"audit.json", "split.json", "header.json", "clips.json", "training.json"}
+            metadata = {**notebook.metadata["papermill"], "parameters": None}
+            assert metadata["input_path"] == metadata["output_path"] == path.name
+            assert named_paths(metadata, params.parent) == []
+    assert checked > {"result.json", "record.json", "adapter_config.json", "chosen.json"}
+    assert checked > {"audit.json", "split.json", "header.json", "clips.json", "training.json"}
 
 
 def copied(params: Path, folder: Path) -> list[str]:
-    """The words that name the run after its folder was copied elsewhere, with other dates."""
+    """Command-line arguments for a copy of the run in another folder, with other dates."""
     p = Params.from_files([params])
     shutil.copytree(p.run_dir, folder / p.run.name, copy_function=shutil.copyfile)
     return [str(params), "--set", f"run.outputs_dir={folder}"]
 
 
-def test_a_run_that_was_copied_elsewhere_is_done_there_and_can_be_used(
-    params: Path, tmp_path: Path
-):
-    p, there = Params.from_files([params]), copied(params, tmp_path / "laptop")
-    told = json.loads(avomni("status", *there, "--json").stdout)["stages"]
-    assert [stage["stage"] for stage in told if not stage["done"]] == []
-    ran = avomni("run", *there, "--only", "06", "--force")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    moved = Params.from_files([params], [there[-1]])
-    answers = [each.run_dir / "06_evaluate" / "answers.parquet" for each in (p, moved)]
+def test_copied_run_is_done_and_usable(params: Path, tmp_path: Path):
+    p, arguments = Params.from_files([params]), copied(params, tmp_path / "laptop")
+    stages = json.loads(avomni("status", *arguments, "--json").stdout)["stages"]
+    assert [stage["stage"] for stage in stages if not stage["done"]] == []
+    done = avomni("run", *arguments, "--only", "06", "--force")
+    assert done.returncode == 0, done.stdout + done.stderr
+    moved = Params.from_files([params], [arguments[-1]])
+    answers = [run.run_dir / "06_evaluate" / "answers.parquet" for run in (p, moved)]
     assert answers[0].read_bytes() == answers[1].read_bytes()
-    exported = avomni("export", *there, "--json")
+    exported = avomni("export", *arguments, "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["score"] == runs.read_result(moved, "06_evaluate")["figures"]
 
 
-def test_no_force_scores_an_adapter_on_what_it_was_not_trained_for(params: Path, tmp_path: Path):
-    """The cache is built anew at another rate; 05's own parameters do not change."""
-    there = copied(params, tmp_path / "run")
-    there += ["--set", "processing.sample_hz=5", "--set", "processing.sequence_length=8"]
-    there += ["--set", "vision.window_size=8"]
-    ran = avomni("run", *there, "--only", "03")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    refused = avomni("run", *there, "--only", "06")
+def test_force_does_not_score_an_adapter_on_a_different_cache(params: Path, tmp_path: Path):
+    """The cache is rebuilt at another rate; 05's own parameters do not change."""
+    arguments = copied(params, tmp_path / "run")
+    arguments += ["--set", "processing.sample_hz=5", "--set", "processing.sequence_length=8"]
+    arguments += ["--set", "vision.window_size=8"]
+    done = avomni("run", *arguments, "--only", "03")
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused = avomni("run", *arguments, "--only", "06")
     assert refused.returncode == 1
     assert "06_evaluate needs what 05_train makes, and 05_train is not done" in refused.stderr
-    forced = avomni("run", *there, "--only", "06", "--force")
+    forced = avomni("run", *arguments, "--only", "06", "--force")
     assert forced.returncode == 1 and "Traceback" not in forced.stderr
     assert "processing.sample_hz: trained with 10.0, now 5.0" in forced.stderr
     assert "cache.sample_hz: trained with 10.0, now 5.0" in forced.stderr
-    assert runs.read_result(Params.from_files([params], [there[2]]), "06_evaluate") is None
+    assert runs.read_result(Params.from_files([params], [arguments[2]]), "06_evaluate") is None
 
 
 def test_plain_papermill_runs_a_notebook(params: Path, tmp_path: Path):
     out = tmp_path / "out.ipynb"
-    ran = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "papermill", "notebooks/04_tiles.ipynb", out, "-f", params],
         capture_output=True,
         text=True,
         cwd=files.PROJECT_ROOT,
         env=environment(),
     )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert "unknown parameter" not in ran.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "unknown parameter" not in done.stderr
     assert runs.state(Params.from_files([params]), "04_tiles").done
 
 
-def test_a_notebook_says_what_to_do_without_anybodys_insides(tmp_path: Path):
-    """The real data set's licence: papermill by hand, and the error as the notebook keeps it."""
+def test_notebook_error_says_what_to_do_without_a_traceback(tmp_path: Path):
+    """papermill by hand on params/mi300x.yaml: the error as the executed notebook stores it."""
     out = tmp_path / "out.ipynb"
-    own = f"{{name: gate, outputs_dir: {tmp_path}}}"
-    ran = subprocess.run(
+    section = f"{{name: gate, outputs_dir: {tmp_path}}}"
+    done = subprocess.run(
         [sys.executable, "-m", "papermill", "notebooks/02_download.ipynb", str(out)]
-        + ["-f", "params/mi300x.yaml", "-y", f"run: {own}"],
+        + ["-f", "params/mi300x.yaml", "-y", f"run: {section}"],
         capture_output=True,
         text=True,
         cwd=files.PROJECT_ROOT,
         env=environment(),
     )
-    assert ran.returncode == 1
-    told = "needs what 01_audit makes"
+    assert done.returncode == 1
+    message = "needs what 01_audit makes"
     [error] = [
         output
         for cell in nbformat.read(out, as_version=4).cells
@@ -252,35 +246,35 @@ def test_a_notebook_says_what_to_do_without_anybodys_insides(tmp_path: Path):
         for output in cell.outputs
         if output.output_type == "error"
     ]
-    assert error.ename == "AvomniError" and told in error.evalue
+    assert error.ename == "AvomniError" and message in error.evalue
     shown = "\n".join(error.traceback)
-    assert told in shown and "what to do:" in shown
+    assert message in shown and "what to do:" in shown
     assert "File " not in shown and "pydantic" not in shown
 
 
-def test_the_licence_is_decided_on_before_anything_is_asked_of_the_hub(tmp_path: Path):
-    ran = avomni("run", "params/mi300x.yaml", "--set", f"run.outputs_dir={tmp_path}")
-    assert ran.returncode == 1
-    assert "dataset.license_accepted is false" in ran.stderr
-    assert "using NVIDIA technology" in ran.stderr
-    assert "Traceback" not in ran.stderr
+def test_licence_is_checked_before_any_hub_request(tmp_path: Path):
+    done = avomni("run", "params/mi300x.yaml", "--set", f"run.outputs_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "dataset.license_accepted is false" in done.stderr
+    assert "using NVIDIA technology" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_a_chain_that_loses_its_kernel_says_how_to_go_on_and_does(params: Path):
+def test_run_resumes_after_its_kernel_was_killed(params: Path):
     """Every cell of a killed kernel's notebook says `completed`; the stage is not done."""
     p = Params.from_files([params])
     process, kernel = _start_one_stage(params)
     time.sleep(1.0)
     kernel.kill()
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 1 and pipeline.KERNEL_LOST in told
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1 and pipeline.KERNEL_LOST in stderr
     assert not runs.state(p, "04_tiles").done
     assert avomni("run", str(params)).returncode == 0
     assert runs.state(p, "04_tiles").done
 
 
-def test_killed_again_and_again_the_run_ends_byte_identical(params: Path, tmp_path: Path):
-    """kill -9 of the chain with its kernels and workers at random moments of every stage."""
+def test_repeatedly_killed_run_ends_byte_identical(params: Path, tmp_path: Path):
+    """kill -9 of the run with its kernels and workers, at random moments of every stage."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"{seed=}")
     moments = random.Random(seed)
@@ -313,7 +307,7 @@ def test_killed_again_and_again_the_run_ends_byte_identical(params: Path, tmp_pa
 
 
 def _start_one_stage(params: Path) -> tuple[subprocess.Popen, psutil.Process]:
-    """A chain at work on 04, in a session of its own as from a terminal, and its kernel."""
+    """A run at work on 04, in a session of its own as from a terminal, and its kernel."""
     process = subprocess.Popen(
         command("run", str(params), "--only", "04", "--force"),
         stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Notebook 08 on a small run whose model plans a path."""
+"""Notebook 08_drive on a small run whose model predicts a path."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ POLICIES = ["expert", "constant_velocity", "ego_motion", "blind", "adapted"]
 
 @pytest.fixture(scope="module")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A params file whose model has driven."""
+    """A params file whose run has finished 08_drive."""
     path = write_params(
         tmp_path_factory.mktemp("driven"),
         dataset={"world": {"num_chunks": 2, "clips_per_chunk": 5, "clip_seconds": 3.0}},
@@ -26,26 +26,26 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluation={"constrained": True},
         driving={"num_episodes": 2, "seconds": 2.0, "policies": POLICIES, "hop": 4},
     )
-    ran = avomni("run", str(path), "--only", "01", "02", "03", "05", "08")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = avomni("run", str(path), "--only", "01", "02", "03", "05", "08")
+    assert done.returncode == 0, done.stdout + done.stderr
     return path
 
 
-def test_the_notebook_leaves_figures_that_can_be_made_again(params: Path):
+def test_drive_figures_can_be_recomputed_from_the_scores(params: Path):
     p = Params.from_files([params])
     figures = runs.read_result(p, "08_drive")["figures"]
     assert [row["name"] for row in figures["drive"]] == POLICIES
     folder = runs.stage_dir(p, "08_drive")
     scores = pd.read_parquet(folder / "drives.parquet")
-    again = ladder.figures(scores, p.run.seed)
-    assert json.loads(json.dumps(again["drive"])) == figures["drive"]
+    recomputed = ladder.figures(scores, p.run.seed)
+    assert json.loads(json.dumps(recomputed["drive"])) == figures["drive"]
     assert len(list((folder / "episodes").glob("*.npz"))) == 2 * len(POLICIES)
     assert Image.open(folder / "worst.png").n_frames == 11
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert pictures == {"ladder", "lane", "strip", "open_and_closed"}
 
 
-def test_the_executed_notebook_shows_the_table_the_worst_drive_and_no_error(params: Path):
+def test_executed_notebook_shows_scores_and_worst_drive_without_errors(params: Path):
     p = Params.from_files([params])
     path = runs.executed_path(p, runs.BY_NAME["08_drive"])
     outputs = [
@@ -55,13 +55,13 @@ def test_the_executed_notebook_shows_the_table_the_worst_drive_and_no_error(para
         for output in cell.outputs
     ]
     kinds = [kind for output in outputs for kind in output.get("data", {})]
-    assert kinds.count("image/png") == 5  # four pictures and the film
+    assert kinds.count("image/png") == 5  # four plots and the animation of the worst drive
     text = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
     assert "scene score" in text and "turned_deg" in text
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
 
 
-def test_it_is_skipped_and_stale_only_by_what_it_reads(params: Path):
+def test_drive_is_stale_only_for_parameters_that_it_reads(params: Path):
     def state(*changes: str) -> runs.StageState:
         return runs.state(Params.from_files([params], changes), "08_drive")
 

@@ -1,4 +1,4 @@
-"""The notebooks keep the house limits: short cells, values to look at, the demo's parameters."""
+"""Style of the notebooks: short cells, values to look at, the parameters of the demo."""
 
 import ast
 import re
@@ -42,7 +42,7 @@ def code_of(cells: list) -> list[str]:
     return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
-def test_there_is_one_a_stage():
+def test_every_stage_has_one_notebook():
     assert [path.stem for path in NOTEBOOKS] == list(runs.BY_NAME)
 
 
@@ -54,7 +54,7 @@ def test_code_cells_are_short(cells: list):
 
 
 @pytest.mark.parametrize("pattern", FORBIDDEN)
-def test_nothing_that_belongs_in_the_package(cells: list, pattern: str):
+def test_cells_contain_no_package_code(cells: list, pattern: str):
     for source in code_of(cells):
         assert not re.search(pattern, source, re.MULTILINE), source
 
@@ -64,13 +64,13 @@ def functions_of(cells: list) -> list[ast.FunctionDef]:
     return [node for node in nodes if isinstance(node, ast.FunctionDef)]
 
 
-def test_a_function_is_short_enough_to_teach(cells: list):
+def test_functions_in_notebooks_are_short(cells: list):
     for node in functions_of(cells):
         assert node.end_lineno - node.lineno < LONGEST_DEF, node.name
 
 
-def test_nothing_is_copied_between_notebooks():
-    """But for what opens each of them."""
+def test_no_cell_is_copied_between_notebooks():
+    """Except the cell that starts every notebook."""
     seen: dict[str, str] = {}
     for path in NOTEBOOKS:
         for source in code_of(nbformat.read(path, as_version=4).cells):
@@ -85,7 +85,7 @@ def test_every_code_cell_follows_a_sentence(cells: list):
             assert before is not None and before.cell_type == "markdown", cell.source
 
 
-def test_skeleton(cells: list, path: Path):
+def test_notebooks_follow_the_skeleton(cells: list, path: Path):
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
     assert prose[0].startswith("# ")
     assert all(word in prose[0] for word in ("Reads", "Writes", "Takes"))
@@ -98,38 +98,38 @@ def test_skeleton(cells: list, path: Path):
 
 
 def sections_of(cells: list) -> dict[str, list]:
-    """Heading -> its cells, its own one first."""
-    found: dict[str, list] = {}
+    """Heading -> the cells of its section, beginning with the heading's own cell."""
+    sections: dict[str, list] = {}
     for cell in cells:
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
-            own = found.setdefault(cell.source.splitlines()[0], [])
-        elif not found:
+            section = sections.setdefault(cell.source.splitlines()[0], [])
+        elif not sections:
             continue
-        own.append(cell)
-    return found
+        section.append(cell)
+    return sections
 
 
-def test_every_section_says_why_and_shows_something(cells: list):
-    for heading, own in sections_of(cells).items():
-        prose = own[0].source.removeprefix(heading).strip()
+def test_every_section_has_prose_and_shows_a_value(cells: list):
+    for heading, section in sections_of(cells).items():
+        prose = section[0].source.removeprefix(heading).strip()
         assert prose.endswith((".", "?", "!")) and len(prose.split()) >= 8, heading
         shows = [
             isinstance(ast.parse(cell.source).body[-1], ast.Expr)
-            for cell in own
+            for cell in section
             if cell.cell_type == "code"
         ]
         assert heading == "## Set the parameters" or any(shows), f"{heading} shows nothing"
 
 
-def test_no_figure_is_shown_that_is_not_kept(cells: list):
+def test_every_plot_is_saved(cells: list):
     """A picture goes through `stage.save`, which also puts the banner on it."""
     for source in code_of(cells):
         drawn = [line for line in source.splitlines() if re.search(r"plots?\.\w+\(", line)]
         assert all("stage.save(" in source for line in drawn if "plots.live" not in line), source
 
 
-def test_every_section_is_declared_and_known_to_papermill(path: Path):
-    """papermill warns of a section that the cell does not declare."""
+def test_papermill_knows_every_params_section(path: Path):
+    """papermill warns about a section that the parameters cell does not declare."""
     declared = papermill.inspect_notebook(path)
     extends = declared.pop("extends")
     file = "demo_drive" if path.stem == "08_drive" else "demo"
@@ -143,7 +143,7 @@ def parameters_of(cells: list) -> str:
     return source
 
 
-def test_the_parameters_cell_shows_the_demos_values_with_a_comment_each(cells: list):
+def test_parameters_cell_lists_demo_values_with_comments(cells: list):
     source, shown = parameters_of(cells), {}
     exec(source, shown)
     demo = yaml.safe_load((files.PROJECT_ROOT / "params" / "demo.yaml").read_text())
@@ -159,16 +159,16 @@ def test_the_parameters_cell_shows_the_demos_values_with_a_comment_each(cells: l
     assert num_keys >= 7
 
 
-def test_params_are_made_before_any_room_is_imported(cells: list):
+def test_params_are_made_before_other_packages_are_imported(cells: list):
     code = "\n".join(code_of(cells))
     made = code.index("p = Params.from_notebook(globals())")
-    rooms = [match.start() for match in re.finditer(r"from avomni_lib\.(?!params)", code)]
-    assert rooms and made < min(rooms)
-    # A room's package has the name of a section: modules are imported, never the package.
+    imports = [match.start() for match in re.finditer(r"from avomni_lib\.(?!params)", code)]
+    assert imports and made < min(imports)
+    # Packages and params sections share names, so only modules are imported.
     assert not re.search(r"^(import avomni_lib|from avomni_lib import)", code, re.MULTILINE)
 
 
-def test_committed_without_outputs(cells: list, path: Path):
+def test_notebooks_are_committed_without_outputs(cells: list, path: Path):
     for cell in cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
@@ -177,9 +177,9 @@ def test_committed_without_outputs(cells: list, path: Path):
     assert metadata.kernelspec.name == "python3"
 
 
-def test_the_commit_hook_changes_nothing_in_them():
+def test_commit_hook_leaves_notebooks_unchanged():
     config = yaml.safe_load((files.PROJECT_ROOT / ".pre-commit-config.yaml").read_text())
     hooks = {hook["id"]: hook for repo in config["repos"] for hook in repo["hooks"]}
     words = ["nbstripout", *hooks["nbstripout"]["args"], "--verify", *map(str, NOTEBOOKS)]
-    ran = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""A target that a notebook wrote, through the example notebook and through the whole chain."""
+"""A target written by the example notebook, used there and in the whole chain."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_notebook_trains_and_scores_what_it_wrote(executed: Path):
+def test_example_notebook_trains_and_scores_its_target(executed: Path):
     assert (executed / "own_target.py").read_text().startswith("class Kmh:")
     run = executed / "small"
     record = json.loads((run / "adapter" / "record.json").read_text())
@@ -51,18 +51,18 @@ def test_the_notebook_trains_and_scores_what_it_wrote(executed: Path):
         assert figure in shown
 
 
-def test_the_notebook_is_short_and_committed_without_outputs():
+def test_example_notebook_is_short_and_has_no_outputs():
     code = [c for c in nbformat.read(EXAMPLE, as_version=4).cells if c.cell_type == "code"]
     lengths = [len(cell.source.splitlines()) for cell in code]
     assert statistics.median(lengths) <= 6 and max(lengths) <= 12
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
-def test_the_chain_takes_it_and_an_edited_one_is_another(executed: Path):
+def test_chain_accepts_the_target_and_is_stale_after_an_edit(executed: Path):
     path = executed / "small.yaml"
-    ran = avomni("run", str(path), "--set", "run.name=chain", timeout_s=900)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "note: training.target is code of your own" in ran.stderr
+    done = avomni("run", str(path), "--set", "run.name=chain", timeout_s=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "note: training.target is code of your own" in done.stderr
     figures = json.loads((executed / "chain" / "06_evaluate" / "result.json").read_text())[
         "figures"
     ]
@@ -71,9 +71,9 @@ def test_the_chain_takes_it_and_an_edited_one_is_another(executed: Path):
     assert "own_target:Kmh" in page
     source = (executed / "own_target.py").read_text()
     (executed / "own_target.py").write_text(source + "# edited\n")
-    said = avomni("status", str(path), "--set", "run.name=chain", "--json")
-    stages = json.loads(said.stdout)["stages"]
-    stale = {each["stage"]: each["reason"] for each in stages if not each["done"]}
+    status = avomni("status", str(path), "--set", "run.name=chain", "--json")
+    stages = json.loads(status.stdout)["stages"]
+    stale = {stage["stage"]: stage["reason"] for stage in stages if not stage["done"]}
     assert set(stale) == {"04_tiles", "05_train", "06_evaluate", "07_live"}
     assert "source of training.target changed" in stale["05_train"]
     refused = avomni(

@@ -1,4 +1,4 @@
-"""What the notebooks' cells show, on tables and caches that no whole run makes."""
+"""Values shown by cells of the notebooks, on tables and caches that no whole run produces."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests import answered, cached_run
 
 
 def run_section(notebook: str, heading: str, **names: Any) -> dict[str, Any]:
-    """The names that a section's code leaves, without a kernel."""
+    """The variables that the code of a section defines, run without a kernel."""
     path = files.PROJECT_ROOT / "notebooks" / f"{notebook}.ipynb"
     is_in = False
     for cell in nbformat.read(path, as_version=4).cells:
@@ -35,24 +35,26 @@ def scored(table) -> SimpleNamespace:
     return SimpleNamespace(answers=table, figures=metrics.figures(table))
 
 
-def test_the_headline_by_hand_counts_an_answer_that_cannot_be_read_as_the_mean():
-    asked, said = answered.drives(6)
-    said[3] = "I do not know."
-    one = scored(answered.summaries(asked, (14.0, 21.0), adapted=said, base=said))
-    shown = run_section("06_evaluate", "Look at the answers", scored=one, pd=pd, Scores=Scores)
-    assert shown["errors"].adapted.mean() == pytest.approx(one.figures["speed_mae_mps"]["adapted"])
-    assert shown["in_the_ladder"] == one.figures["speed_mae_mps"]["adapted"]
+def test_error_table_scores_unreadable_answers_as_the_mean():
+    samples, texts = answered.drives(6)
+    texts[3] = "I do not know."
+    score = scored(answered.summaries(samples, (14.0, 21.0), adapted=texts, base=texts))
+    shown = run_section("06_evaluate", "Look at the answers", scored=score, pd=pd, Scores=Scores)
+    assert shown["errors"].adapted.mean() == pytest.approx(
+        score.figures["speed_mae_mps"]["adapted"]
+    )
+    assert shown["in_the_ladder"] == score.figures["speed_mae_mps"]["adapted"]
     assert shown["worst"].error.is_monotonic_decreasing
 
 
-def test_the_headline_by_hand_of_a_path_is_its_error_in_metres():
-    about = target("future_v1")
-    asked = [answered.window("a", n, 5.0, 7.5, future=answered.straight(5.0)) for n in range(4)]
-    right = [about.render(each.truth) for each in asked]
+def test_error_table_of_a_path_target_is_in_metres():
+    path_target = target("future_v1")
+    samples = [answered.window("a", n, 5.0, 7.5, future=answered.straight(5.0)) for n in range(4)]
+    right = [path_target.render(sample.truth) for sample in samples]
     faster = answered.window("a", 0, 6.0, 7.5, future=answered.straight(6.0)).truth
-    said = [about.render(faster), *right[1:]]
-    one = scored(answered.table(about, asked, {"mean": right, "adapted": said}))
-    shown = run_section("06_evaluate", "Look at the answers", scored=one, pd=pd, Scores=Scores)
+    texts = [path_target.render(faster), *right[1:]]
+    score = scored(answered.table(path_target, samples, {"mean": right, "adapted": texts}))
+    shown = run_section("06_evaluate", "Look at the answers", scored=score, pd=pd, Scores=Scores)
     assert shown["worst"].index[0] == ("a", 0)
     assert shown["worst"].error.tolist() == pytest.approx(
         [3.25, 0, 0, 0], abs=0.01
@@ -61,7 +63,7 @@ def test_the_headline_by_hand_of_a_path_is_its_error_in_metres():
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
-def test_the_cache_is_opened_by_numpy_alone(storage: str, tmp_path: Path):
+def test_cache_can_be_opened_with_numpy_alone(storage: str, tmp_path: Path):
     p = cached_run.make(tmp_path, processing={"storage": storage})
     built = SimpleNamespace(cache=memmap.Cache.open(p.cache_dir))
     shown = run_section("03_etl", "Open the cache", built=built, memmap=memmap, np=np, pd=pd)
@@ -83,7 +85,7 @@ def test_the_cache_is_opened_by_numpy_alone(storage: str, tmp_path: Path):
     assert len(shown["all_windows"]) > 0 and shown["length"] == p.processing.sequence_length
 
 
-def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
+def test_custom_grid_is_made_of_the_runs_tiles():
     from avomni_lib.dataset import cameras
     from avomni_lib.etl.clip import tiling
     from avomni_lib.notebook.tiles.choice import TilingChoice
@@ -115,8 +117,7 @@ def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
 
 
 @pytest.mark.parametrize("bad", [[], ["damaged", "lost"]])
-def test_tables_of_the_audit_and_the_cache(bad: list[str]):
-    """Where nothing is wrong, and where something is."""
+def test_audit_and_cache_tables_with_and_without_faults(bad: list[str]):
     sizes = {"bytes_fetched": 4_000_000, "cache_bytes": 250_000, "bytes_evicted": 0}
     ignored = SimpleNamespace(save=lambda *_: None)
     pictures = SimpleNamespace(matrix=id, contact_sheet=id)
@@ -124,7 +125,7 @@ def test_tables_of_the_audit_and_the_cache(bad: list[str]):
         {"clip_id": f"clip-{n}", "split": "train", "state": state, "reason": "why" * (n > 0)}
         for n, state in enumerate(["ok", *bad])
     ]
-    found = SimpleNamespace(
+    audited = SimpleNamespace(
         clips=clips,
         figures={"clips_by_state": {"sound": 1}, "streams": {"front": {"codecs": {"h264": 9}}}},
         summary=summary([Finding("odd", "a gap", "2 frames are missing") for _ in bad]),
@@ -132,7 +133,7 @@ def test_tables_of_the_audit_and_the_cache(bad: list[str]):
     shown = run_section(
         "01_audit",
         "Look at every file",
-        audit=SimpleNamespace(audit=lambda *_, **__: found),
+        audit=SimpleNamespace(audit=lambda *_, **__: audited),
         **{"p": None, "hub": None, "pd": pd, "stage": ignored, "plots": pictures},
         **{"progress": SimpleNamespace(bar=lambda: None), "tables": None},
     )
