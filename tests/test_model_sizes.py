@@ -39,7 +39,7 @@ def meta_model(config):
         return AutoModelForImageTextToText.from_config(config)
 
 
-@pytest.mark.parametrize("config", [EIGHT_B, AutoConfig.from_pretrained(place.TINY_FOLDER)])
+@pytest.mark.parametrize("config", [EIGHT_B, AutoConfig.from_pretrained(model_path.TINY_FOLDER)])
 def test_weight_count_of_every_part_matches_the_built_model(config):
     built, size = meta_model(config), Qwen3VL.size(config.to_dict())
     language, visual = built.model.language_model, built.model.visual
@@ -209,7 +209,7 @@ def test_size_of_a_local_base_model_is_read_from_its_config(tmp_path):
 
 
 def test_incomplete_config_error_names_the_missing_key(tmp_path):
-    config = files.read_json(place.TINY_FOLDER / "config.json")
+    config = files.read_json(model_path.TINY_FOLDER / "config.json")
     del config["vision_config"]["num_position_embeddings"]
     files.write_json(tmp_path / "config.json", config)
     with pytest.raises(AvomniError, match="does not say 'num_position_embeddings'"):
