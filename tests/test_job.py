@@ -8,6 +8,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -175,12 +176,25 @@ def test_interrupting_the_follower_stops_the_training(p):
     assert list(p.checkpoints_dir.glob(f"*/checkpoint-{outcome['stopped_at']}"))
 
 
-def test_follower_reports_a_killed_training(p):
-    with forked(p) as process:
-        wait_for(lambda: steps_taken(p))
-        process.kill()
-        with pytest.raises(AvomniError, match="was killed, usually because memory ran out"):
-            job.follow(p, None)
+def test_training_killed_at_random_moments_ends_with_the_same_bytes(p, undisturbed):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"{seed=}")
+    moments, kills = random.Random(seed), 0
+    while True:
+        with forked(p) as process:
+            before = steps_taken(p)
+            wait_for(lambda b=before, ended=process: steps_taken(p) != b or not ended.is_alive())
+            # Longer and longer, so that the training makes progress.
+            process.join(moments.uniform(0, 0.2) + 0.15 * kills)
+            if not process.is_alive():
+                break
+            process.kill()
+            kills += 1
+            with pytest.raises(AvomniError, match="was killed, usually because memory ran out"):
+                job.follow(p, None)
+    assert kills >= 4 and process.exitcode == 0
+    assert weights(p) == weights(undisturbed)
+    assert same_but_for_time(metrics_of(p)) == same_but_for_time(metrics_of(undisturbed))
 
 
 def test_follower_raises_the_workers_error(p):
