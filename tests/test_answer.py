@@ -136,7 +136,7 @@ class Stopped(Bar):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("sampling", [None, WARM], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("sampling", [None, WARM], ids=["greedy", "sampled"])
 def test_interrupted_run_resumes_after_the_last_complete_batch(
     model, conversation, tmp_path, sampling
 ):

@@ -122,7 +122,7 @@ def test_side_collision_is_at_fault_only_if_the_ego_is_in_two_lanes(ego_left, nc
 @pytest.mark.parametrize(
     ("speed", "static", "nc"),
     [(2.0, False, 0.0), (0.0, False, 0.0), (0.0, True, 0.5)],
-    ids=["a slower car", "a car that stands", "a static object"],
+    ids=["a slower car", "a standing car", "a static object"],
 )
 def test_frontal_collision_is_at_fault(speed, static, nc):
     ahead = track(along(speed, start=30.0))

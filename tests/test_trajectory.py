@@ -46,7 +46,7 @@ def stops_at_9_s(t):
         Arc.steady(0.0),
         Arc(stops_at_9_s, curvature=0.02),
     ],
-    ids=["straight", "left", "round and round", "reverse", "faster", "standing", "stops"],
+    ids=["straight", "left", "two turns", "reverse", "accelerating", "standing", "stopping"],
 )
 def test_poses_are_in_the_ego_frame_at_t0(arc):
     away = replace(
