@@ -75,9 +75,8 @@ def test_resume_drops_metrics_after_the_checkpoint(checkpoints):
     for step in (4, 5):
         metrics.add({"step": step, "loss": 1 / step})
     with open(metrics.path, "ab") as file:
-        file.write(
-            b'"a word"\n\xff\xfe\n{"step": 6, "lo'
-        )  # damaged lines, and one cut off by a kill
+        # Damaged lines, and one cut off by a kill.
+        file.write(b'"a word"\n\xff\xfe\n{"step": 6, "lo')
     assert [line["step"] for line in metrics.read()] == [1, 2, 3, 4, 5]
     checkpoints.resume()
     metrics.add({"step": 4, "loss": 9.0})

@@ -49,9 +49,8 @@ def test_cost_equals_the_plan_of_a_run_with_the_choice(changes):
         round(by_storage["cpu_seconds"] / workers)
     )
     hours = plan["optimizer_steps"] * costed["step_seconds"] / 3600
-    assert hours == pytest.approx(
-        plan["train_hours"], abs=0.0005
-    )  # the plan rounds to three digits
+    # The plan rounds to three digits.
+    assert hours == pytest.approx(plan["train_hours"], abs=0.0005)
 
 
 def test_custom_grid_cost_scales_with_cameras_and_cells():

@@ -179,9 +179,8 @@ def test_constrained_decoding_does_not_change_valid_answers():
     folder = make.folder()
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder)
     chat = make.conversation(model, AutoTokenizer.from_pretrained(folder))
-    windows = (
-        112 + images(3, size=chat.frame_shape[:3]) // 8
-    )  # strong noise would make its answers invalid
+    # Strong noise would make its answers invalid.
+    windows = 112 + images(3, size=chat.frame_shape[:3]) // 8
     free = generate_texts(model, chat, windows, 64)
     assert all(chat.target.parse(text) for text in free)
     assert generate_texts(model, chat, windows, 64, constrained=True) == free

@@ -48,9 +48,8 @@ def test_history_ends_with_the_ctra_prediction():
     text = history.text_of(braking, about)
     assert text.endswith(f"kept the answer would be: {unchanged}.")
     assert about.parse(unchanged).waypoints_m[-1][0] == pytest.approx(10**2 / 2 / 2, abs=0.05)
-    assert "kept" not in history.text_of(
-        braking, target("summary_v1")
-    )  # the summary's answer is not about the future
+    # The answer of a summary is not about the future.
+    assert "kept" not in history.text_of(braking, target("summary_v1"))
 
 
 def test_short_history_still_has_the_speed():

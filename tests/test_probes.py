@@ -60,7 +60,7 @@ def test_probe_is_repeatable_and_leaves_no_state(name: str):
     torch.manual_seed(5)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     before = num_tensors()
-    with torch.no_grad():  # also where the caller has turned gradients off
+    with torch.no_grad():  # gradients may be turned off by the caller
         again = probe("cpu")
     assert num_tensors() <= before
     assert torch.equal(torch.get_rng_state(), state)

@@ -253,10 +253,9 @@ def test_lane_offset_is_larger_for_a_straying_car():
 def test_initial_patch_embedding_is_zero_mean_moving_gabors():
     filters = tiny_model.gabors(24, 8, seed=3)
     assert filters.shape == (24, 3, 2, 8, 8)
-    assert torch.allclose(
-        filters.mean((3, 4)), torch.zeros(()), atol=1e-6
-    )  # invariant to brightness
-    assert torch.equal(filters[:, 0], filters[:, 2])  # and to colour
+    # Invariant to brightness and to colour.
+    assert torch.allclose(filters.mean((3, 4)), torch.zeros(()), atol=1e-6)
+    assert torch.equal(filters[:, 0], filters[:, 2])
     still = (filters[:, 0, 0] - filters[:, 0, 1]).flatten(1).norm(dim=1)
     assert (still > 0.1).float().mean() > 0.8
 
