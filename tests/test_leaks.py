@@ -27,8 +27,8 @@ from avomni_lib.params import Params
 from avomni_world.publish import recording
 from avomni_world.scene import scenes
 from avomni_world.scene.render import Renderer
-from tests.test_memmap import COMMON
 from tests.test_fingerprints import by_jpeg
+from tests.test_memmap import COMMON
 
 GRID, TILE, HZ = cameras.grid("4-cam"), (48, 32), 2.0
 NUM_DISTINCT, NUM_FRAMES = 500, 8

@@ -109,7 +109,7 @@ def test_probe_detects_a_lost_block_of_weights(monkeypatch):
     assert finding.state == "wrong" and "a block of weights is off by 100%" in finding.found
 
 
-def test_probe_reports_the_librarys_error(matmul_4bit):
+def test_probe_reports_the_error_of_the_library(matmul_4bit):
     def die(*_, **__):
         raise RuntimeError("HIP error: invalid device function\nCompile with `TORCH_USE_HIP_DSA`")
 
