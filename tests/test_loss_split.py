@@ -90,7 +90,7 @@ def test_training_does_not_depend_on_the_batch_split(one_by_one, base_folder, tm
     compare(p, worker.work(p, windows=Uneven(NUM_WINDOWS)).metrics, one_by_one)
 
 
-def test_another_librarys_token_count_is_ignored(one_by_one, base_folder, tmp_path, monkeypatch):
+def test_token_count_of_another_library_is_ignored(one_by_one, base_folder, tmp_path, monkeypatch):
     """Unsloth replaces methods of transformers' Trainer and attributes of the model in this way."""
     from transformers import Qwen3VLForConditionalGeneration, Trainer
 

@@ -70,7 +70,7 @@ def fused(frames, mean, std):
     return (frames.float() - middle[:, None, None]) / spread[:, None, None]
 
 
-def test_pixels_at_full_size_equal_the_librarys_exactly(kind, side):
+def test_pixels_at_full_size_equal_those_of_the_library(kind, side):
     frames = random_frames(1, 16, side, side)
     mean, std = {
         448: (IMAGENET["image_mean"], IMAGENET["image_std"]),
