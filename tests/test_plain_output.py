@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shlex
 import subprocess
@@ -72,6 +74,24 @@ def test_status_is_a_table_in_a_terminal_and_lines_elsewhere(params, capsys, mon
         joined = re.sub(r"[\s│┃]", "", text)
         assert "┃" in text and "an[x]:car:folderofoutputs" in joined, "nothing is cut off"
         assert "whatthesourceholds" in joined and "…" not in text
+
+
+def test_process_detects_a_real_terminal_and_a_real_pipe(params):
+    terminal, other_end = pty.openpty()
+    environment = os.environ | {"COLUMNS": "80", "TERM": "xterm-256color"}
+    words = [*AVOMNI, "status", params]
+    with subprocess.Popen(words, stdin=other_end, stdout=other_end, env=environment) as process:
+        os.close(other_end)
+        parts = []
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(terminal, 1 << 16):
+                parts.append(part)
+    os.close(terminal)
+    table = b"".join(parts).decode()
+    assert process.returncode == 0 and "\x1b[" in table and "┃" in table
+    piped = shell(f"A status {shlex.quote(params)} | cat")
+    assert piped.returncode == 0 and "01_audit  " in piped.stdout
+    assert "\x1b" not in piped.stdout and "┃" not in piped.stdout
 
 
 def test_stage_text_is_printed_verbatim_and_json_stdout_is_pure(monkeypatch, capsys, params):
