@@ -303,7 +303,7 @@ def _misfits(shard: Shard) -> Iterator[tuple[str, str]]:
     }
     for name, dtype in arrays_in(shard.header).items():
         entry = shard.header["arrays"][name]["shape"]
-        expected = [n or entry[0] for n in shapes[name]] if name in shapes else entry
+        expected = [entry[0] if n is None else n for n in shapes.get(name, entry)]
         try:
             array = np.load(shard.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         except Exception as error:  # NumPy's parser lets many kinds through
