@@ -143,10 +143,10 @@ class CalibrationTable:
         count = self._count[clip_id, sensor]
         if count == 1:
             return None
-        reason = f"has {f'{count} rows' if count else 'no row'}" + (
-            f" of {sensor}" if sensor else ""
-        )
-        return "rows that contradict" if count else "no row", reason
+        of = f" of {sensor}" if sensor else ""
+        if count:
+            return "rows that contradict", f"has {count} rows{of}"
+        return "no row", f"has no row{of}"
 
     def row(self, clip_id: str, sensor: str | None) -> dict[str, float]:
         """The numbers of a row without `fault`."""

@@ -18,7 +18,7 @@ class Camera:
 
 
 def _camera(name: str) -> Camera:
-    """Its name, such as `camera_front_wide_120fov`, says all."""
+    """The camera of a name such as `camera_front_wide_120fov`: side, kind, field of view."""
     _, side, kind, fov = name.split("_")
     return Camera(name, f"{side} {kind}", int(fov.removesuffix("fov")))
 

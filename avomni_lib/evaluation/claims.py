@@ -74,32 +74,44 @@ def claims(
     named = [name for name in about if name in by_name]
     if "trained_blind" in named and "blind" in named:
         named.remove("blind")
-    made = []
-    for other in map(by_name.__getitem__, named):
-        (what, described), num = about[other["name"]], other[f"num_{counted}"]
-        reason = None
-        if other["difference_to_model"] is None:
-            reason = "no window has this figure"
-        elif other["difference_low"] is None or num < FEWEST_CLIPS:
-            reason = f"{of}: {num}, too few to trust an interval; it takes {FEWEST_CLIPS}"
-        if reason:
-            text = f"nothing can be said on whether {what}: {reason}"
-            made.append({"text": text, "holds": False})
-            continue
-        measure = figure or metric(other["metric"])
-        gain, low, high = (other[f"difference_{name}"] for name in ("to_model", "low", "high"))
-        if measure.more_is_better:
-            gain, low, high = 0 - gain, 0 - high, 0 - low
-        gained = _gained(what, gain, low, high, measure.shown)
-        shown = f"{by_name[MODEL][value]:.3f} against {measure.shown(other[value])} of {described}"
-        if unread := 100 * (1 - other.get("valid_share", 1)):
-            # The unreadable share of the row is the mean's: tell the reader.
-            share = "under 1" if unread < 1 else f"{unread:.0f}"
-            shown += f", {share} % of whose answers cannot be read and count as the mean's"
-        interval = f"95 % interval of the gain {low:.3f} to {measure.shown(high)}"
-        text = f"{gained} ({measure.words}: {shown}; {interval}, {num} {counted})"
-        made.append({"text": text, "holds": low > 0})
-    return made
+    model = by_name[MODEL]
+    return [
+        _claim(*about[name], by_name[name], model, figure, value=value, counted=counted, of=of)
+        for name in named
+    ]
+
+
+def _claim(
+    what: str,
+    described: str,
+    other: Mapping[str, Any],
+    model: Mapping[str, Any],
+    figure: Metric | None,
+    *,
+    value: str,
+    counted: str,
+    of: str,
+) -> dict[str, Any]:
+    num, reason = other[f"num_{counted}"], None
+    if other["difference_to_model"] is None:
+        reason = "no window has this figure"
+    elif other["difference_low"] is None or num < FEWEST_CLIPS:
+        reason = f"{of}: {num}, too few to trust an interval; it takes {FEWEST_CLIPS}"
+    if reason:
+        return {"text": f"nothing can be said on whether {what}: {reason}", "holds": False}
+    figure = figure or metric(other["metric"])
+    gain, low, high = (other[f"difference_{name}"] for name in ("to_model", "low", "high"))
+    if figure.more_is_better:
+        gain, low, high = 0 - gain, 0 - high, 0 - low
+    gained = _gained(what, gain, low, high, figure.shown)
+    values = f"{model[value]:.3f} against {figure.shown(other[value])} of {described}"
+    if unread := 100 * (1 - other.get("valid_share", 1)):
+        # The unreadable share of the row is the mean's: tell the reader.
+        share = "under 1" if unread < 1 else f"{unread:.0f}"
+        values += f", {share} % of whose answers cannot be read and count as the mean's"
+    interval = f"95 % interval of the gain {low:.3f} to {figure.shown(high)}"
+    text = f"{gained} ({figure.words}: {values}; {interval}, {num} {counted})"
+    return {"text": text, "holds": low > 0}
 
 
 def _gained(what: str, gain: float, low: float, high: float, shown: Callable[[float], str]) -> str:

@@ -371,7 +371,9 @@ def _kind_of(traffic: str) -> str:
 
 
 def _event_of(event: str | None) -> str | None:
-    return None if event is None else pick({name: name for name in EVENTS}, event, "event", "event")
+    if event is not None:
+        pick(EVENTS, event, "event", "event")
+    return event
 
 
 def _steps(seconds: float, name: str) -> int:

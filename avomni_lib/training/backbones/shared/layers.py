@@ -181,9 +181,13 @@ def _contiguous(
 
 # Class of transformers -> its forward pass.
 FUSED = {
-    **dict.fromkeys(("Qwen3VLTextRMSNorm", "Qwen3VLMoeTextRMSNorm"), _normalise),
-    **dict.fromkeys(("Qwen2RMSNorm", "Qwen3RMSNorm", "LlamaRMSNorm"), _normalise),
+    "Qwen3VLTextRMSNorm": _normalise,
+    "Qwen3VLMoeTextRMSNorm": _normalise,
+    "Qwen2RMSNorm": _normalise,
+    "Qwen3RMSNorm": _normalise,
+    "LlamaRMSNorm": _normalise,
     "Qwen3_5RMSNorm": _normalise_around_one,
-    **dict.fromkeys(("Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention"), _attend),
+    "Qwen3VLVisionAttention": _attend,
+    "Qwen3VLMoeVisionAttention": _attend,
     "Qwen3_5VisionAttention": _attend,
 }
